@@ -1,0 +1,140 @@
+// skd._cpu: pointers, shapes and strides in, numbers out. No PyTorch header, so one build serves every PyTorch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/spectral_align.h"
+#include "cpu/thread_pool.h"
+
+namespace py = pybind11;
+
+namespace skd {
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  const AlignKernel& spectral_align;
+};
+
+// The instruction sets this processor has, the best first.
+std::vector<InstructionSet> supported() {
+  std::vector<InstructionSet> sets;
+#if defined(SKD_X86_KERNELS)
+  __builtin_cpu_init();
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    sets.push_back({"avx512", avx512::align_kernel});
+  }
+  if (has_avx2) sets.push_back({"avx2", avx2::align_kernel});
+#endif
+  sets.push_back({"baseline", baseline::align_kernel});
+  return sets;
+}
+
+// Chosen once, when the module is loaded; SKD_CPU_ISA names a lesser one (for tests and comparisons).
+InstructionSet choose() {
+  const std::vector<InstructionSet> sets = supported();
+  const char* wanted = std::getenv("SKD_CPU_ISA");
+  if (wanted == nullptr || *wanted == '\0') return sets.front();
+  std::string names;
+  for (const InstructionSet& set : sets) {
+    if (std::string(wanted) == set.name) return set;
+    names += (names.empty() ? "" : ", ") + std::string(set.name);
+  }
+  throw std::runtime_error("SKD_CPU_ISA=" + std::string(wanted) + " is not among what this processor runs: " + names);
+}
+
+const InstructionSet* chosen = nullptr;
+
+// Reused by all calls of a thread.
+void* scratch_of_this_thread(size_t bytes) {
+  thread_local std::unique_ptr<void, decltype(&std::free)> memory(nullptr, &std::free);
+  thread_local size_t capacity = 0;
+  if (bytes > capacity) {
+    const size_t rounded = (bytes + 63) / 64 * 64;
+    memory.reset();
+    capacity = 0;
+    memory.reset(std::aligned_alloc(64, rounded));
+    if (!memory) throw std::bad_alloc();
+    capacity = rounded;
+  }
+  return memory.get();
+}
+
+constexpr int64_t kNumbersPerThread = 16384;  // below this a second thread costs more than it does
+
+std::vector<double> spectral_align(const std::vector<AlignLayer>& layers, int threads) {
+  const AlignKernel& kernel = chosen->spectral_align;
+  std::vector<int64_t> first_item{0};
+  size_t scratch = 0;
+  int64_t numbers = 0;
+  for (const AlignLayer& layer : layers) {
+    const int64_t* n = layer.student.shape;
+    const bool empty = n[0] == 0;
+    first_item.push_back(first_item.back() + (empty ? 0 : kernel.items(layer)));
+    if (!empty) scratch = std::max(scratch, kernel.scratch_bytes(layer));
+    numbers += n[0] * std::max(n[1], layer.teacher.shape[1]) * n[2] * n[3];
+  }
+  // Every item writes its own share, and they are added in order: the same sum for any number of threads.
+  std::vector<double> shares(first_item.back());
+  const auto run = [&](int64_t item) {
+    size_t l = std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin() - 1;
+    shares[item] = kernel.run(layers[l], item - first_item[l], scratch_of_this_thread(scratch));
+  };
+  const int64_t useful = std::max<int64_t>(1, numbers / kNumbersPerThread);
+  parallel_for(first_item.back(), int(std::min<int64_t>(std::max(threads, 1), useful)), run);
+
+  std::vector<double> losses;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    double sum = 0;
+    for (int64_t item = first_item[l]; item < first_item[l + 1]; ++item) sum += shares[item];
+    losses.push_back(sum * layers[l].loss_scale);
+  }
+  return losses;
+}
+
+}  // namespace
+}  // namespace skd
+
+PYBIND11_MODULE(_cpu, m) {
+  using namespace skd;
+  static const InstructionSet set = choose();
+  chosen = &set;
+
+  m.doc() = "Kernels for CPUs. Tensors cross as address, dtype code, shape and strides (in elements).";
+  m.attr("instruction_set") = set.name;
+  py::list names;
+  for (const InstructionSet& each : supported()) names.append(each.name);
+  m.attr("supported_instruction_sets") = names;
+
+  py::class_<Map>(m, "Map").def(
+      py::init([](uintptr_t data, int dtype, std::array<int64_t, 4> shape, std::array<int64_t, 4> stride) {
+        Map map{reinterpret_cast<char*>(data), DType(dtype), {}, {}};
+        std::copy(shape.begin(), shape.end(), map.shape);
+        std::copy(stride.begin(), stride.end(), map.stride);
+        return map;
+      }),
+      py::arg("data"), py::arg("dtype"), py::arg("shape"), py::arg("stride"));
+
+  py::class_<AlignLayer>(m, "AlignLayer")
+      .def(py::init([](const Map& student, const Map& teacher, std::optional<Map> gradient, double row_weight,
+                       double loss_scale, double gradient_scale) {
+             return AlignLayer{student,    teacher,    gradient.value_or(Map{nullptr, student.dtype, {}, {}}),
+                               row_weight, loss_scale, gradient_scale};
+           }),
+           py::arg("student"), py::arg("teacher"), py::arg("gradient"), py::arg("row_weight"), py::arg("loss_scale"),
+           py::arg("gradient_scale"));
+
+  m.def("spectral_align", &spectral_align, py::arg("layers"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>(),
+        "The losses of all layers; gradients are written where the layers say.");
+}

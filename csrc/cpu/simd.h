@@ -1,0 +1,197 @@
+// Vectors of the instruction set this file is compiled for (SKD_ISA), with loads and stores of every dtype.
+//
+// Everything here has internal linkage: the same header is compiled several times with different instructions, and a
+// function shared between those objects could be run on a processor that lacks them.
+#pragma once
+
+#include "common/number_formats.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace skd {
+namespace SKD_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t index __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t index __attribute__((vector_size(kVectorBytes)));
+};
+template <class A>
+using Vector = typename VectorOf<A>::type;
+template <class A>
+constexpr int kWidth = kVectorBytes / int(sizeof(A));
+
+typedef uint32_t Bits32 __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t Bits16 __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class V, class T>
+inline V load_bits(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// kWidth<A> consecutive numbers.
+template <class A, class T>
+struct Access {
+  static inline Vector<A> load(const T* p) {
+    Vector<A> v;
+    for (int i = 0; i < kWidth<A>; ++i) v[i] = A(to_float(p[i]));
+    return v;
+  }
+  static inline void store(T* p, Vector<A> v) {
+    for (int i = 0; i < kWidth<A>; ++i) from_float(v[i], p[i]);
+  }
+};
+
+template <class A>
+struct Access<A, A> {
+  static inline Vector<A> load(const A* p) { return load_bits<Vector<A>>(p); }
+  static inline void store(A* p, Vector<A> v) { __builtin_memcpy(p, &v, sizeof v); }
+};
+
+template <>
+struct Access<float, bfloat16> {
+  static inline Vector<float> load(const bfloat16* p) {
+    return bit_cast<Vector<float>>(__builtin_convertvector(load_bits<Bits16>(p), Bits32) << 16);
+  }
+  static inline void store(bfloat16* p, Vector<float> v) {
+    const Bits32 bits = bit_cast<Bits32>(v);
+    const Bits32 rounded = bits + 0x7fff + (bits >> 16 & 1);
+    const Bits32 is_nan = bit_cast<Bits32>(v != v);
+    const Bits32 kept = (is_nan & (bits | 0x400000)) | (~is_nan & rounded);
+    const Bits16 out = __builtin_convertvector(kept >> 16, Bits16);
+    __builtin_memcpy(p, &out, sizeof out);
+  }
+};
+
+#if defined(__AVX512F__)
+template <>
+struct Access<float, float16> {
+  static inline Vector<float> load(const float16* p) {
+    return Vector<float>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  }
+  static inline void store(float16* p, Vector<float> v) {
+    const __m256i out = _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), out);
+  }
+};
+#elif defined(__F16C__)
+template <>
+struct Access<float, float16> {
+  static inline Vector<float> load(const float16* p) {
+    return Vector<float>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline void store(float16* p, Vector<float> v) {
+    const __m128i out = _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), out);
+  }
+};
+#endif
+
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct CountTo : CountTo<N - 1, N - 1, I...> {};
+template <int... I>
+struct CountTo<0, I...> {
+  using type = Lanes<I...>;
+};
+template <class A>
+using AllLanes = typename CountTo<kWidth<A>>::type;
+
+// Every second of the 2n numbers a, b, from `First` on.
+template <class A, int First, int... I>
+inline Vector<A> every_second(Vector<A> a, Vector<A> b, Lanes<I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + First)...);
+}
+
+// a b a b ... from number `First` of each on.
+template <class A, int First, int... I>
+inline Vector<A> interleaved(Vector<A> a, Vector<A> b, Lanes<I...>) {
+  return __builtin_shufflevector(a, b, (First + I / 2 + (I % 2) * kWidth<A>)...);
+}
+
+// x[2i] + x[2i+1] over the two vectors a, b in order.
+template <class A>
+inline Vector<A> add_pairs(Vector<A> a, Vector<A> b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (kWidth<A> == 8) {
+    const __m256d sums = _mm256_castps_pd(_mm256_hadd_ps(__m256(a), __m256(b)));
+    return Vector<A>(_mm256_castpd_ps(_mm256_permute4x64_pd(sums, 0xd8)));
+  }
+#endif
+  return every_second<A, 0>(a, b, AllLanes<A>()) + every_second<A, 1>(a, b, AllLanes<A>());
+}
+
+// The transpose of a square block of kWidth rows.
+template <class A>
+inline void transpose(Vector<A>* rows) {
+  constexpr int n = kWidth<A>;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (n == 8) {
+    // Pairs, then quadruples within 128-bit halves, then the halves themselves: 24 shuffles.
+    __m256 pair[8], four[8];
+    for (int i = 0; i < 8; i += 2) {
+      pair[i] = _mm256_unpacklo_ps(__m256(rows[i]), __m256(rows[i + 1]));
+      pair[i + 1] = _mm256_unpackhi_ps(__m256(rows[i]), __m256(rows[i + 1]));
+    }
+    for (int i = 0; i < 8; i += 4) {
+      four[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+      four[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+      four[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+      four[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+      rows[i] = Vector<A>(_mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
+      rows[i + 4] = Vector<A>(_mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
+    }
+    return;
+  }
+#endif
+  // Interleaving row i with row i + n/2, log2(n) times over, carries every element across the diagonal.
+  Vector<A> other[n];
+  Vector<A>*from = rows, *to = other;
+  for (int step = n; step > 1; step /= 2) {
+    for (int i = 0; i < n / 2; ++i) {
+      to[2 * i] = interleaved<A, 0>(from[i], from[i + n / 2], AllLanes<A>());
+      to[2 * i + 1] = interleaved<A, n / 2>(from[i], from[i + n / 2], AllLanes<A>());
+    }
+    Vector<A>* swap = from;
+    from = to;
+    to = swap;
+  }
+  if (from != rows) {
+    for (int i = 0; i < n; ++i) rows[i] = from[i];
+  }
+}
+
+}  // namespace
+}  // namespace SKD_ISA
+}  // namespace skd

@@ -1,0 +1,45 @@
+// The operation's arguments, and the kernels compiled for each instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace skd {
+
+enum class DType : int { float32, float64, bfloat16, float16 };
+
+// A tensor [B, C, H, W] in somebody else's memory; strides count elements.
+struct Map {
+  char* data;
+  DType dtype;
+  int64_t shape[4];
+  int64_t stride[4];
+};
+
+// One layer, with the coefficients of skd.reference.spectral_align:
+//   loss = loss_scale * sum d (d + row_weight S),   gradient = gradient_scale * P^T (d + row_weight S)
+struct AlignLayer {
+  Map student, teacher, gradient;  // gradient.data is null where none is wanted
+  double row_weight, loss_scale, gradient_scale;
+};
+
+// A layer is cut into items that depend on its shape alone, so that sums are the same for any number of threads.
+struct AlignKernel {
+  int64_t (*items)(const AlignLayer&);
+  size_t (*scratch_bytes)(const AlignLayer&);
+  double (*run)(const AlignLayer&, int64_t item, void* scratch);  // the item's share of the layer's sum
+};
+
+namespace baseline {
+extern const AlignKernel align_kernel;
+}
+#if defined(SKD_X86_KERNELS)
+namespace avx2 {
+extern const AlignKernel align_kernel;
+}
+namespace avx512 {
+extern const AlignKernel align_kernel;
+}
+#endif
+
+}  // namespace skd

@@ -1,0 +1,167 @@
+"""The spectral alignment loss: checks, layers and reduction around the operation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from skd.ops import backends
+from skd.ops.spectral_align import MATCHES, TEACHER_REQUIRES_GRAD
+
+REDUCTIONS = ("mean", "sum", "none")
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def spectral_loss(
+    student: Tensor | Sequence[Tensor],
+    teacher: Tensor | Sequence[Tensor],
+    match: str = "complex",
+    *,
+    weights: Sequence[float] | None = None,
+    bands: Tensor | None = None,
+    focal: float | None = None,
+    reduction: str = "mean",
+    return_spectra: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """The functional form of :class:`SpectralLoss`; arguments, result and errors are described there."""
+    _check_options(match, reduction, bands, focal, return_spectra)
+    backends.requested(backend)
+    students, teachers = _layers(student, "student"), _layers(teacher, "teacher")
+    _check_layers(students, teachers)
+    count = len(students)
+    scales = [1.0] * count if weights is None else _check_weights(weights, count)
+    if reduction == "mean":
+        scales = [scale / count for scale in scales]
+    needs_gradient = [torch.is_grad_enabled() and s.requires_grad for s in students]
+    losses, _ = torch.ops.skd.spectral_align(students, teachers, scales, match, needs_gradient, backend)
+    return losses if reduction == "none" else losses.sum()
+
+
+class SpectralLoss(torch.nn.Module):
+    """SpectralKD's alignment of student and teacher feature maps in the 2-D Fourier domain (arXiv 2412.19055).
+
+    Per layer, ``mse(stack(re, im) of rfft2(student), the same of rfft2(pooled teacher))`` with orthonormal
+    transforms, computed exactly and without a transform (see :func:`skd.reference.spectral_align_closed_form`).
+    It has no parameters. The wider of two maps is averaged over channels to the narrower, with the windows of
+    ``torch.nn.AdaptiveAvgPool1d``.
+
+    Args:
+        match: ``"complex"`` (SpectralKD) or ``"mse"``, the mean squared error in space as a baseline.
+        weights: one factor per layer; None for 1.
+        bands, focal, return_spectra: reserved for matches that need a transform; this version refuses them.
+        reduction: ``"mean"`` over layers (SpectralKD), ``"sum"``, or ``"none"`` for one loss per layer, ``[L]``.
+        backend: ``"cpu"``, ``"reference"``, ...; None for ``SKD_BACKEND`` and then the best that can serve.
+
+    Raises:
+        ValueError: an unknown match, reduction or backend, or an option of a later version.
+    """
+
+    def __init__(
+        self,
+        match: str = "complex",
+        *,
+        weights: Sequence[float] | None = None,
+        bands: Tensor | None = None,
+        focal: float | None = None,
+        reduction: str = "mean",
+        return_spectra: bool = False,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        _check_options(match, reduction, bands, focal, return_spectra)
+        backends.requested(backend)
+        self.match = match
+        self.weights = None if weights is None else _check_weights(weights, len(weights))
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(self, student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor]) -> Tensor:
+        """The loss of one pair of maps or of a list of pairs.
+
+        Args:
+            student: ``[B, Cs, H, W]`` or a sequence of such maps, one per layer; float32, float64, bfloat16 or
+                float16 with any strides.
+            teacher: ``[B, Ct, H, W]`` or an equally long sequence; the dtype may differ from the student's. It is
+                frozen: a map that requires grad is refused.
+
+        Returns:
+            A scalar, or ``[L]`` for ``reduction="none"``, in float32 (float64 if any map is float64). An empty
+            batch gives 0. The gradient has the student's dtype; there is no second derivative.
+
+        Raises:
+            TypeError: a map that is no tensor or not floating.
+            ValueError: shapes, devices or numbers of layers that do not go together, or a trainable teacher.
+            RuntimeError: a backend asked for by name that cannot serve these tensors.
+        """
+        return spectral_loss(
+            student, teacher, self.match, weights=self.weights, reduction=self.reduction, backend=self.backend
+        )
+
+    def extra_repr(self) -> str:
+        options = {"weights": self.weights, "backend": self.backend}
+        shown = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
+        return f"match={self.match!r}, reduction={self.reduction!r}{shown}"
+
+
+def _check_options(match, reduction, bands, focal, return_spectra) -> None:
+    if match not in MATCHES:
+        raise ValueError(f"match={match!r} is not known; use one of {', '.join(map(repr, MATCHES))}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction={reduction!r} is not known; use one of {', '.join(map(repr, REDUCTIONS))}")
+    for name, given in (("bands", bands is not None), ("focal", focal is not None), ("return_spectra", return_spectra)):
+        if given:
+            raise ValueError(f"{name} needs a Fourier transform, which this version of skd does not have; leave it out")
+
+
+def _check_weights(weights: Sequence[float], count: int) -> list[float]:
+    weights = [float(weight) for weight in weights]
+    if len(weights) != count:
+        raise ValueError(f"weights has {len(weights)} numbers for {count} layers; give one per layer")
+    return weights
+
+
+def _layers(maps: Tensor | Sequence[Tensor], role: str) -> list[Tensor]:
+    if isinstance(maps, Tensor):
+        return [maps]
+    if not isinstance(maps, Sequence):
+        raise TypeError(f"{role} must be a Tensor or a sequence of Tensors, not {type(maps).__name__}")
+    if not maps:
+        raise ValueError(f"{role} is an empty sequence; give at least one map [B, C, H, W]")
+    return list(maps)
+
+
+def _check_layers(students: list[Tensor], teachers: list[Tensor]) -> None:
+    if len(students) != len(teachers):
+        raise ValueError(f"{len(students)} student maps but {len(teachers)} teacher maps; give one teacher map for each")
+    for index, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+        for role, x in (("student", student), ("teacher", teacher)):
+            _check_map(f"{role} map {index}", x)
+        s, t = tuple(student.shape), tuple(teacher.shape)
+        if s[0] != t[0]:
+            raise ValueError(f"layer {index}: batch sizes differ, student {s} and teacher {t}; feed both the same images")
+        if s[2:] != t[2:]:
+            raise ValueError(
+                f"layer {index}: the spatial sizes differ, student {s} and teacher {t}; "
+                f"pair layers of equal height and width, or interpolate one map first"
+            )
+        if teacher.requires_grad:
+            raise ValueError(f"layer {index}: {TEACHER_REQUIRES_GRAD}")
+        for role, x in (("student", student), ("teacher", teacher)):
+            if x.device != students[0].device:
+                raise ValueError(
+                    f"layer {index}: the {role} map is on {x.device}, the first student map on "
+                    f"{students[0].device}; move all maps to one device"
+                )
+
+
+def _check_map(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; give a Tensor [B, C, H, W]")
+    if x.dtype not in _FLOATING:
+        raise TypeError(f"{name} is {x.dtype}; convert it to float32, float64, bfloat16 or float16")
+    if x.ndim != 4:
+        hint = "; skd.tokens_to_map turns tokens [B, N, C] into a map" if x.ndim == 3 else ""
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; give [B, C, H, W]{hint}")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; only the batch may be empty")
