@@ -138,6 +138,12 @@ inline Vector<A> interleaved(Vector<A> a, Vector<A> b, Lanes<I...>) {
   return __builtin_shufflevector(a, b, (First + I / 2 + (I % 2) * kWidth<A>)...);
 }
 
+// The lanes moved round by Step places.
+template <class A, int Step, int... I>
+inline Vector<A> rotated(Vector<A> v, Lanes<I...>) {
+  return __builtin_shufflevector(v, v, ((I + Step) % kWidth<A>)...);
+}
+
 // x[2i] + x[2i+1] over the two vectors a, b in order.
 template <class A>
 inline Vector<A> add_pairs(Vector<A> a, Vector<A> b) {

@@ -1,7 +1,7 @@
-// A tile holds the same positions of a few channels side by side: [positions][lanes], one 64-byte line per position.
+// Reading maps of any memory order into tiles, and writing gradients back.
 //
-// Whatever a map's memory order, its numbers pass through this form (or are read as if they did), so that one
-// arithmetic serves every mix of orders: a lane owns a channel, and a row's sums need no exchange between lanes.
+// A tile holds some positions of some channels, averaged to the pooled width, with the channels side by side:
+// [positions][lanes], lanes padded to whole 64-byte lines with zeros.
 #pragma once
 
 #include "common/channel_pool.h"
@@ -14,12 +14,18 @@ namespace {
 
 template <class A>
 constexpr int kLanes = 64 / int(sizeof(A));
-template <class A>
-constexpr int kVectors = kLanes<A> / kWidth<A>;
 
-// Whole rows of one image, and kLanes channels of the pooled width of which the first `lanes` exist.
+inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+template <class A>
+inline int64_t padded(int64_t n) {
+  return divide_up(n, kLanes<A>) * kLanes<A>;
+}
+
+// Some pooled channels of some whole rows of one image.
 struct Block {
-  int64_t image, channel, lanes, row, rows;
+  int64_t image, channel, channels, row, rows;
 };
 
 // What a map's strides allow: neighbouring channels adjacent (token maps, NHWC), whole planes contiguous (NCHW), neither.
@@ -39,140 +45,121 @@ inline T* at(const Map& map, int64_t image, int64_t channel, int64_t row) {
   return reinterpret_cast<T*>(map.data) + image * map.stride[0] + channel * map.stride[1] + row * map.stride[2];
 }
 
-// One vector of pooled channels out of kRatio times as many adjacent numbers.
+#define SKD_FOR_DTYPE(dtype, T, ...) \
+  switch (dtype) {                   \
+    case DType::float32: {           \
+      using T = float;               \
+      __VA_ARGS__                    \
+    } break;                         \
+    case DType::float64: {           \
+      using T = double;              \
+      __VA_ARGS__                    \
+    } break;                         \
+    case DType::bfloat16: {          \
+      using T = bfloat16;            \
+      __VA_ARGS__                    \
+    } break;                         \
+    case DType::float16: {           \
+      using T = float16;             \
+      __VA_ARGS__                    \
+    } break;                         \
+  }
+
+// Calls visit(p) for vectors at p that cover [0, positions), the last one shifted back to end there. False if they are
+// fewer than one vector.
+template <class A, class Visit>
+inline bool for_each_vector(int64_t positions, Visit visit) {
+  constexpr int n = kWidth<A>;
+  if (positions < n) return false;
+  int64_t p = 0;
+  for (; p + n <= positions; p += n) visit(p);
+  if (p < positions) visit(positions - n);
+  return true;
+}
+
+// --- Pooling ----------------------------------------------------------------------------------------------------------
+
+// One vector of pooled channels: the sums of kRatio adjacent numbers each.
 template <class A, class T, int kRatio>
-struct Pooled {
+struct AdjacentSums {
   static inline Vector<A> load(const T* p) {
     constexpr int half = kWidth<A> * kRatio / 2;
-    return add_pairs<A>(Pooled<A, T, kRatio / 2>::load(p), Pooled<A, T, kRatio / 2>::load(p + half));
+    return add_pairs<A>(AdjacentSums<A, T, kRatio / 2>::load(p), AdjacentSums<A, T, kRatio / 2>::load(p + half));
   }
 };
 template <class A, class T>
-struct Pooled<A, T, 1> {
+struct AdjacentSums<A, T, 1> {
   static inline Vector<A> load(const T* p) { return Access<A, T>::load(p); }
 };
 
-// --- Loading: the average over each lane's channel window -----------------------------------------------------------
+// One vector of positions: the sum of kCount planes `stride` apart; kCount 0 is any number.
+template <class A, class T, int kCount>
+inline Vector<A> add_planes(const T* p, int64_t stride, int64_t count) {
+  Vector<A> sum = Access<A, T>::load(p);
+  if (kCount > 0) count = kCount;
+  for (int64_t c = 1; c < count; ++c) sum += Access<A, T>::load(p + c * stride);
+  return sum;
+}
 
+template <class A, class T>
+inline A add_planes_at(const T* p, int64_t stride, int64_t count) {
+  A sum = A(to_float(*p));
+  for (int64_t c = 1; c < count; ++c) sum += A(to_float(p[c * stride]));
+  return sum;
+}
+
+// --- Loading a tile -----------------------------------------------------------------------------------------------------
+
+// `channels` of the block are a multiple of a vector.
 template <class A, class T, int kRatio>
-inline void load_adjacent_channels(const Map& map, const Block& block, A* tile) {
+inline void load_adjacent_channels(const Map& map, const Block& block, A* tile, int64_t lanes) {
   const A scale = A(1) / kRatio;
   for (int64_t h = 0; h < block.rows; ++h) {
     const T* p = at<T>(map, block.image, block.channel * kRatio, block.row + h);
-    for (int64_t w = 0; w < map.shape[3]; ++w, p += map.stride[3], tile += kLanes<A>) {
-      for (int j = 0; j < kVectors<A>; ++j) {
-        Access<A, A>::store(tile + j * kWidth<A>, Pooled<A, T, kRatio>::load(p + j * kWidth<A> * kRatio) * scale);
+    for (int64_t w = 0; w < map.shape[3]; ++w, p += map.stride[3], tile += lanes) {
+      for (int64_t c = 0; c < block.channels; c += kWidth<A>) {
+        const Vector<A> sum = AdjacentSums<A, T, kRatio>::load(p + c * kRatio);
+        Access<A, A>::store(tile + c, kRatio == 1 ? sum : sum * scale);
       }
     }
   }
 }
 
-// kWidth planes at a time: added up over their windows along the positions, then transposed.
-template <class A, class T>
-inline void load_planes(const Map& map, int64_t width, const Block& block, A* tile) {
+// A vector of channels at a time: averaged along the positions, then transposed.
+template <class A, class T, int kCount>
+inline void load_planes(const Map& map, int64_t width, const Block& block, A* tile, int64_t lanes) {
   constexpr int n = kWidth<A>;
-  const int64_t positions = block.rows * map.shape[3];
-  for (int j = 0; j < kVectors<A>; ++j) {
+  const int64_t positions = block.rows * map.shape[3], stride = map.stride[1];
+  for (int64_t first = 0; first < block.channels; first += n) {
     const T* plane[n];
     int64_t count[n];
     A scale[n];
     for (int i = 0; i < n; ++i) {
       // A lane that does not exist repeats the last one that does; its numbers are cleared below.
-      const int64_t lane = j * n + i < block.lanes ? j * n + i : block.lanes - 1;
-      const ChannelWindow window = channel_window(block.channel + lane, map.shape[1], width);
+      const int64_t channel = block.channel + min64(first + i, block.channels - 1);
+      const ChannelWindow window = channel_window(channel, map.shape[1], width);
       plane[i] = at<T>(map, block.image, window.begin, block.row);
       count[i] = window.end - window.begin;
-      scale[i] = j * n + i < block.lanes ? A(1) / A(count[i]) : A(0);
+      scale[i] = A(1) / A(count[i]);
     }
-    if (positions >= n) {
-      for (int64_t p = 0;;) {
-        Vector<A> rows[n];
-        for (int i = 0; i < n; ++i) {
-          const T* source = plane[i] + p;
-          Vector<A> sum = Access<A, T>::load(source);
-          for (int64_t c = 1; c < count[i]; ++c) sum += Access<A, T>::load(source += map.stride[1]);
-          rows[i] = sum * scale[i];
-        }
-        transpose<A>(rows);
-        for (int i = 0; i < n; ++i) Access<A, A>::store(tile + (p + i) * kLanes<A> + j * n, rows[i]);
-        if (p + n == positions) break;
-        p = p + 2 * n <= positions ? p + n : positions - n;  // the last block overlaps the one before
+    const int64_t ahead = n * kCount * stride;  // where the next vector of channels lies, if windows are equally long
+    const bool whole = for_each_vector<A>(positions, [&](int64_t p) {
+      Vector<A> rows[n];
+      for (int i = 0; i < n; ++i) {
+        for (int c = 0; c < kCount; ++c) __builtin_prefetch(plane[i] + p + c * stride + ahead);
+        rows[i] = add_planes<A, T, kCount>(plane[i] + p, stride, count[i]);
+        if (kCount != 1) rows[i] *= scale[i];
       }
-    } else {
-      for (int64_t p = 0; p < positions; ++p) {
-        for (int i = 0; i < n; ++i) {
-          A sum = 0;
-          for (int64_t c = 0; c < count[i]; ++c) sum += A(to_float(plane[i][p + c * map.stride[1]]));
-          tile[p * kLanes<A> + j * n + i] = sum * scale[i];
-        }
-      }
-    }
+      transpose<A>(rows);
+      for (int i = 0; i < n; ++i) Access<A, A>::store(tile + (p + i) * lanes + first, rows[i]);
+    });
     for (int i = 0; i < n; ++i) {
-      if (scale[i] != 0) continue;
-      for (int64_t p = 0; p < positions; ++p) tile[p * kLanes<A> + j * n + i] = 0;  // also where 0 * inf was NaN
-    }
-  }
-}
-
-template <class A, class T>
-inline void load_any(const Map& map, int64_t width, const Block& block, A* tile) {
-  const int64_t columns = map.shape[3];
-  for (int64_t lane = 0; lane < kLanes<A>; ++lane) {
-    if (lane >= block.lanes) {
-      for (int64_t p = 0; p < block.rows * columns; ++p) tile[p * kLanes<A> + lane] = 0;
-      continue;
-    }
-    const ChannelWindow window = channel_window(block.channel + lane, map.shape[1], width);
-    const A scale = A(1) / A(window.end - window.begin);
-    for (int64_t h = 0; h < block.rows; ++h) {
-      for (int64_t w = 0; w < columns; ++w) {
-        const T* p = at<T>(map, block.image, window.begin, block.row + h) + w * map.stride[3];
-        A sum = 0;
-        for (int64_t c = window.begin; c < window.end; ++c, p += map.stride[1]) sum += A(to_float(*p));
-        tile[(h * columns + w) * kLanes<A> + lane] = sum * scale;
-      }
-    }
-  }
-}
-
-template <class A, class T>
-inline void load_tile(const Map& map, int64_t width, const Block& block, A* tile) {
-  const Order order = order_of(map);
-  if (order == Order::planes) return load_planes<A, T>(map, width, block, tile);
-  if (order == Order::channels && block.lanes == kLanes<A>) {
-    if (map.shape[1] == width) return load_adjacent_channels<A, T, 1>(map, block, tile);
-    if (map.shape[1] == 2 * width) return load_adjacent_channels<A, T, 2>(map, block, tile);
-    if (map.shape[1] == 4 * width) return load_adjacent_channels<A, T, 4>(map, block, tile);
-  }
-  load_any<A, T>(map, width, block, tile);
-}
-
-// --- Storing: a gradient of the pooled width into a map of that width ------------------------------------------------
-
-template <class A, class T>
-inline void store_planes(const Map& map, const Block& block, const A* tile) {
-  constexpr int n = kWidth<A>;
-  const int64_t positions = block.rows * map.shape[3];
-  for (int64_t first = 0; first < block.lanes; first += n) {
-    T* plane = at<T>(map, block.image, block.channel + first, block.row);
-    const int64_t lanes = block.lanes - first < n ? block.lanes - first : n;
-    if (positions >= n) {
-      for (int64_t p = 0;;) {
-        Vector<A> rows[n];
-        for (int i = 0; i < n; ++i) rows[i] = Access<A, A>::load(tile + (p + i) * kLanes<A> + first);
-        transpose<A>(rows);
-        if (lanes == n) {
-          for (int i = 0; i < n; ++i) Access<A, T>::store(plane + i * map.stride[1] + p, rows[i]);
-        } else {
-          for (int i = 0; i < lanes; ++i) Access<A, T>::store(plane + i * map.stride[1] + p, rows[i]);
-        }
-        if (p + n == positions) break;
-        p = p + 2 * n <= positions ? p + n : positions - n;
-      }
-    } else {
-      for (int64_t i = 0; i < lanes; ++i) {
+      A* lane = tile + first + i;
+      if (first + i >= block.channels) {
+        for (int64_t p = 0; p < positions; ++p) lane[p * lanes] = 0;
+      } else if (!whole) {
         for (int64_t p = 0; p < positions; ++p) {
-          from_float(tile[p * kLanes<A> + first + i], plane[i * map.stride[1] + p]);
+          lane[p * lanes] = add_planes_at<A, T>(plane[i] + p, stride, count[i]) * scale[i];
         }
       }
     }
@@ -180,37 +167,74 @@ inline void store_planes(const Map& map, const Block& block, const A* tile) {
 }
 
 template <class A, class T>
-inline void store_any(const Map& map, const Block& block, const A* tile) {
+inline void load_any(const Map& map, int64_t width, const Block& block, A* tile, int64_t lanes) {
+  const int64_t columns = map.shape[3];
   for (int64_t h = 0; h < block.rows; ++h) {
-    T* row = at<T>(map, block.image, block.channel, block.row + h);
-    for (int64_t w = 0; w < map.shape[3]; ++w, tile += kLanes<A>) {
-      T* p = row + w * map.stride[3];
-      for (int64_t lane = 0; lane < block.lanes; ++lane) from_float(tile[lane], p[lane * map.stride[1]]);
+    for (int64_t w = 0; w < columns; ++w, tile += lanes) {
+      const T* position = at<T>(map, block.image, 0, block.row + h) + w * map.stride[3];
+      for (int64_t c = 0; c < block.channels; ++c) {
+        const ChannelWindow window = channel_window(block.channel + c, map.shape[1], width);
+        const int64_t count = window.end - window.begin;
+        tile[c] = add_planes_at<A, T>(position + window.begin * map.stride[1], map.stride[1], count) * (A(1) / A(count));
+      }
     }
   }
 }
 
+// The block of `map`, pooled to `width` channels, as a tile of `lanes` lanes.
 template <class A, class T>
-inline void store_tile(const Map& map, const Block& block, const A* tile) {
-  if (order_of(map) == Order::planes) return store_planes<A, T>(map, block, tile);
-  store_any<A, T>(map, block, tile);
+inline void load_tile_from(const Map& map, int64_t width, const Block& block, A* tile, int64_t lanes) {
+  const Order order = order_of(map);
+  const int64_t positions = block.rows * map.shape[3];
+  for (int64_t c = block.channels; c < lanes; ++c) {
+    for (int64_t p = 0; p < positions; ++p) tile[p * lanes + c] = 0;
+  }
+  if (order == Order::planes) {
+    if (map.shape[1] == width) return load_planes<A, T, 1>(map, width, block, tile, lanes);
+    if (map.shape[1] == 2 * width) return load_planes<A, T, 2>(map, width, block, tile, lanes);
+    return load_planes<A, T, 0>(map, width, block, tile, lanes);
+  }
+  if (order == Order::channels && block.channels % kWidth<A> == 0) {
+    if (map.shape[1] == width) return load_adjacent_channels<A, T, 1>(map, block, tile, lanes);
+    if (map.shape[1] == 2 * width) return load_adjacent_channels<A, T, 2>(map, block, tile, lanes);
+    if (map.shape[1] == 4 * width) return load_adjacent_channels<A, T, 4>(map, block, tile, lanes);
+  }
+  load_any<A, T>(map, width, block, tile, lanes);
 }
 
-// The adjoint of pooling: every channel of `map` gets the mean's share of each window it is in. `tiles` holds all
-// pooled channels of the block's rows, kLanes at a time, `tile_size` numbers apart.
+template <class A>
+void load_tile(const Map& map, int64_t width, const Block& block, A* tile, int64_t lanes) {
+  SKD_FOR_DTYPE(map.dtype, T, load_tile_from<A, T>(map, width, block, tile, lanes);)
+}
+
+// --- Storing a gradient -------------------------------------------------------------------------------------------------
+
+// A tile of the pooled width into a map of that width.
 template <class A, class T>
-inline void store_unpooled(const Map& map, int64_t width, const Block& block, const A* tiles, int64_t tile_size) {
-  const int64_t columns = map.shape[3];
+inline void store_tile(const Map& map, const Block& block, const A* tile, int64_t lanes) {
+  for (int64_t h = 0; h < block.rows; ++h) {
+    T* p = at<T>(map, block.image, block.channel, block.row + h);
+    for (int64_t w = 0; w < map.shape[3]; ++w, tile += lanes, p += map.stride[3]) {
+      for (int64_t c = 0; c < block.channels; ++c) from_float(tile[c], p[c * map.stride[1]]);
+    }
+  }
+}
+
+// The adjoint of pooling: every channel of `map` gets its share of the mean of each window it is in. The tile holds all
+// pooled channels.
+template <class A, class T>
+inline void store_unpooled(const Map& map, const Block& block, const A* tile, int64_t lanes) {
+  const int64_t columns = map.shape[3], width = block.channels;
   for (int64_t channel = 0; channel < map.shape[1]; ++channel) {
     const ChannelWindow windows = windows_with_channel(channel, map.shape[1], width);
     for (int64_t h = 0; h < block.rows; ++h) {
       T* row = at<T>(map, block.image, channel, block.row + h);
-      for (int64_t w = 0; w < columns; ++w) {
+      const A* position = tile + h * columns * lanes;
+      for (int64_t w = 0; w < columns; ++w, position += lanes) {
         A sum = 0;
         for (int64_t i = windows.begin; i < windows.end; ++i) {
           const ChannelWindow window = channel_window(i, map.shape[1], width);
-          sum += tiles[i / kLanes<A> * tile_size + (h * columns + w) * kLanes<A> + i % kLanes<A>] /
-                 A(window.end - window.begin);
+          sum += position[i] / A(window.end - window.begin);
         }
         from_float(sum, row[w * map.stride[3]]);
       }

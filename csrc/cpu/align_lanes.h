@@ -1,0 +1,126 @@
+// The arithmetic of spectral_align with a lane for each channel: for maps whose channels are adjacent, and, through
+// tiles, for any other. Row sums stay in their lanes; memory is swept in the order it lies in.
+#pragma once
+
+#include "cpu/tile.h"
+
+namespace skd {
+namespace SKD_ISA {
+namespace {
+
+// Rows with adjacent channels, of a map or of a tile; kRatio adjacent channels are averaged as they are read.
+template <class A, class T, int kRatio = 1>
+struct Rows {
+  T* data;
+  int64_t row_stride, column_stride;
+  inline Rows row(int64_t h) const { return {data + h * row_stride, 0, column_stride}; }
+  inline Rows column(int64_t w) const { return {data + w * column_stride, 0, 0}; }
+  inline Vector<A> load(int64_t channel) const {
+    const Vector<A> sum = AdjacentSums<A, T, kRatio>::load(data + channel * kRatio);
+    return kRatio == 1 ? sum : sum * (A(1) / kRatio);
+  }
+  inline void store(int64_t channel, Vector<A> v) const { Access<A, T>::store(data + channel, v); }
+};
+
+template <class A, class T, int kRatio = 1>
+inline Rows<A, T, kRatio> rows_of(const Map& map, const Block& block) {
+  return {at<T>(map, block.image, block.channel * kRatio, block.row), map.stride[2], map.stride[3]};
+}
+
+template <class A>
+inline Rows<A, A> rows_of_tile(A* tile, int64_t columns, int64_t lanes) {
+  return {tile, columns * lanes, lanes};
+}
+
+// Buffers for one row: its difference and the sums of its even and odd columns.
+template <class A>
+inline int64_t row_scratch(int64_t columns, int64_t lanes) {
+  return (columns + 2) * lanes;
+}
+
+// One column: difference = student - teacher, added to `sums`; returns the squares' sum over channels.
+template <class A, bool kGradient, class Student, class Teacher>
+inline Vector<A> subtract_column(Student student, Teacher teacher, A* difference, A* sums, int64_t lanes) {
+  constexpr int n = kWidth<A>;
+  Vector<A> squares[2] = {};
+  int64_t c = 0;
+  for (; c + 2 * n <= lanes; c += 2 * n) {
+    const Vector<A> d0 = student.load(c) - teacher.load(c);
+    const Vector<A> d1 = student.load(c + n) - teacher.load(c + n);
+    if (kGradient) {
+      Access<A, A>::store(difference + c, d0);
+      Access<A, A>::store(difference + c + n, d1);
+    }
+    Access<A, A>::store(sums + c, Access<A, A>::load(sums + c) + d0);
+    Access<A, A>::store(sums + c + n, Access<A, A>::load(sums + c + n) + d1);
+    squares[0] += d0 * d0;
+    squares[1] += d1 * d1;
+  }
+  for (; c < lanes; c += n) {
+    const Vector<A> d = student.load(c) - teacher.load(c);
+    if (kGradient) Access<A, A>::store(difference + c, d);
+    Access<A, A>::store(sums + c, Access<A, A>::load(sums + c) + d);
+    squares[0] += d * d;
+  }
+  return squares[0] + squares[1];
+}
+
+// sum d (d + row_weight S) over rows, where S are the row sums over columns of equal parity (even W) or over the whole
+// row (odd W); with kGradient also gradient_scale * (d + row_weight S). `lanes` is a multiple of a vector.
+template <class A, bool kGradient, class Student, class Teacher, class Gradient>
+double align_rows(Student student, Teacher teacher, Gradient gradient, A* scratch, int64_t rows, int64_t columns,
+                  int64_t lanes, A row_weight, A gradient_scale) {
+  constexpr int n = kWidth<A>;
+  const bool odd_width = columns % 2 != 0;
+  A* const sums[2] = {scratch, scratch + lanes};
+  A* const difference = scratch + 2 * lanes;
+  Vector<A> total{};
+  for (int64_t h = 0; h < rows; ++h) {
+    for (int64_t c = 0; c < 2 * lanes; c += n) Access<A, A>::store(sums[0] + c, Vector<A>{});
+    const auto s_row = student.row(h);
+    const auto t_row = teacher.row(h);
+    for (int64_t w = 0; w < columns; ++w) {
+      total += subtract_column<A, kGradient>(s_row.column(w), t_row.column(w), difference + w * lanes, sums[w % 2], lanes);
+    }
+    Vector<A> squares{};
+    for (int64_t c = 0; c < lanes; c += n) {
+      Vector<A> even = Access<A, A>::load(sums[0] + c), odd = Access<A, A>::load(sums[1] + c);
+      if (odd_width) {
+        even += odd;
+        odd = even;
+        squares += even * even;
+      } else {
+        squares += even * even + odd * odd;
+      }
+      // An infinite sum must not turn the plain match's gradient into NaN.
+      Access<A, A>::store(sums[0] + c, row_weight != 0 ? even * (row_weight * gradient_scale) : Vector<A>{});
+      Access<A, A>::store(sums[1] + c, row_weight != 0 ? odd * (row_weight * gradient_scale) : Vector<A>{});
+    }
+    if (row_weight != 0) total += squares * row_weight;
+    if (!kGradient) continue;
+    const auto g_row = gradient.row(h);
+    for (int64_t w = 0; w < columns; ++w) {
+      const auto g = g_row.column(w);
+      const A *d = difference + w * lanes, *sum = sums[w % 2];
+      for (int64_t c = 0; c < lanes; c += n) {
+        g.store(c, Access<A, A>::load(d + c) * gradient_scale + Access<A, A>::load(sum + c));
+      }
+    }
+  }
+  double result = 0;
+  for (int i = 0; i < n; ++i) result += double(total[i]);
+  return result;
+}
+
+template <class A, class Student, class Teacher, class Gradient>
+double align_rows(const AlignLayer& layer, Student student, Teacher teacher, Gradient gradient, A* scratch,
+                  int64_t rows, int64_t lanes) {
+  const auto run = layer.gradient.data != nullptr ? align_rows<A, true, Student, Teacher, Gradient>
+                                                  : align_rows<A, false, Student, Teacher, Gradient>;
+  return run(student, teacher, gradient, scratch, rows, layer.student.shape[3], lanes, A(layer.row_weight),
+             A(layer.gradient_scale));
+}
+
+}  // namespace
+}  // namespace SKD_ISA
+}  // namespace skd
