@@ -22,6 +22,21 @@ struct Rows {
   inline void store(int64_t channel, Vector<A> v) const { Access<A, T>::store(data + channel, v); }
 };
 
+// Aligned rows of a gradient that are written past the caches.
+template <class A>
+struct StreamedRows {
+  A* data;
+  int64_t row_stride, column_stride;
+  inline StreamedRows row(int64_t h) const { return {data + h * row_stride, 0, column_stride}; }
+  inline StreamedRows column(int64_t w) const { return {data + w * column_stride, 0, 0}; }
+  inline void store(int64_t channel, Vector<A> v) const { stream<A>(data + channel, v); }
+};
+
+inline bool is_aligned(const Map& map, int64_t size) {
+  const uintptr_t strides = uintptr_t((map.stride[0] | map.stride[2] | map.stride[3]) * size);
+  return (uintptr_t(map.data) | strides) % kVectorBytes == 0;
+}
+
 template <class A, class T, int kRatio = 1>
 inline Rows<A, T, kRatio> rows_of(const Map& map, const Block& block) {
   return {at<T>(map, block.image, block.channel * kRatio, block.row), map.stride[2], map.stride[3]};

@@ -27,7 +27,7 @@ inline Vector<A> sum_over_lanes(Vector<A> v) {
   if constexpr (kStep < kStop) {
     return v;
   } else {
-    return sum_over_lanes<A, kStop, kStep / 2>(v + rotated<A, kStep>(v, AllLanes<A>()));
+    return sum_over_lanes<A, kStop, kStep / 2>(v + exchanged<A, kStep>(v, AllLanes<A>()));
   }
 }
 
@@ -82,24 +82,32 @@ inline double subtract_plane(const T* student, const A* teacher, int64_t positio
 // squared sums. Reads and writes whole vectors, so up to one vector past the end.
 template <class A, bool kOddWidth>
 double plane_rows(const A* difference, A* gradient, int64_t rows, int64_t columns, A row_weight, A gradient_scale) {
-  constexpr int n = kWidth<A>;
+  constexpr int n = kWidth<A>, parities = kOddWidth ? 1 : 2;
   const int64_t whole = columns / n * n;
+  const A sum_scale = row_weight * gradient_scale;
   Vector<A> squares{};
   for (int64_t h = 0; h < rows; ++h, difference += columns, gradient += columns) {
     Vector<A> sum{};
     for (int64_t w = 0; w < whole; w += n) sum += Access<A, A>::load(difference + w);
     if (whole < columns) sum += first_lanes<A>(Access<A, A>::load(difference + whole), columns - whole);
-    sum = sum_over_lanes<A, kOddWidth ? 1 : 2>(sum);
+    sum = sum_over_lanes<A, parities>(sum);
     squares += sum * sum;
-    // An infinite sum must not turn the plain match's gradient into NaN.
-    sum = row_weight != 0 ? sum * (row_weight * gradient_scale) : Vector<A>{};
+    sum *= sum_scale;
     for (int64_t w = 0; w < columns; w += n) {  // runs over into the next row, which is written later
       Access<A, A>::store(gradient + w, Access<A, A>::load(difference + w) * gradient_scale + sum);
     }
   }
   double total = 0;
-  for (int i = 0; i < (kOddWidth ? 1 : 2); ++i) total += double(squares[i]);
-  return row_weight != 0 ? total * double(row_weight) : 0;
+  for (int i = 0; i < parities; ++i) total += double(squares[i]);
+  return total * double(row_weight);
+}
+
+// The plain match has no row terms.
+template <class A>
+void scale_planes(const A* difference, A* gradient, int64_t count, A gradient_scale) {
+  for (int64_t p = 0; p < count; p += kWidth<A>) {
+    Access<A, A>::store(gradient + p, Access<A, A>::load(difference + p) * gradient_scale);
+  }
 }
 
 template <class A, class T>
@@ -107,6 +115,15 @@ inline void store_plane(const A* gradient, int64_t positions, T* out) {
   const bool whole = for_each_vector<A>(
       positions, [&](int64_t p) { Access<A, T>::store(out + p, Access<A, A>::load(gradient + p)); });
   for (int64_t p = 0; !whole && p < positions; ++p) from_float(gradient[p], out[p]);
+}
+
+// A copy past the caches, but for the ends that fill no vector of the destination.
+template <class A>
+inline void stream_copy(const A* from, A* to, int64_t count) {
+  int64_t p = 0;
+  for (; p < count && uintptr_t(to + p) % kVectorBytes != 0; ++p) to[p] = from[p];
+  for (; p + kWidth<A> <= count; p += kWidth<A>) stream<A>(to + p, Access<A, A>::load(from + p));
+  for (; p < count; ++p) to[p] = from[p];
 }
 
 // [positions][lanes] -> [lanes][positions]

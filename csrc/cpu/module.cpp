@@ -1,7 +1,9 @@
 // skd._cpu: pointers, shapes and strides in, numbers out. No PyTorch header, so one build serves every PyTorch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <memory>
@@ -70,10 +72,25 @@ void* scratch_of_this_thread(size_t bytes) {
   return memory.get();
 }
 
+int64_t last_level_cache() {
+  const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return bytes > 0 ? bytes : 32 << 20;
+}
+
+int64_t bytes_of(const Map& map) {
+  const int64_t size = map.dtype == DType::float64 ? 8 : map.dtype == DType::float32 ? 4 : 2;
+  return size * map.shape[0] * map.shape[1] * map.shape[2] * map.shape[3];
+}
+
 constexpr int64_t kNumbersPerThread = 16384;  // below this a second thread costs more than it does
 
-std::vector<double> spectral_align(const std::vector<AlignLayer>& layers, int threads) {
+std::vector<double> spectral_align(std::vector<AlignLayer> layers, int threads) {
   const AlignKernel& kernel = chosen->spectral_align;
+  static const int64_t cache = last_level_cache();
+  int64_t bytes = 0;
+  for (const AlignLayer& layer : layers) bytes += 2 * bytes_of(layer.student) + bytes_of(layer.teacher);
+  for (AlignLayer& layer : layers) layer.stream_gradient = layer.gradient.data != nullptr && bytes > cache;
+
   std::vector<int64_t> first_item{0};
   size_t scratch = 0;
   int64_t numbers = 0;
@@ -128,8 +145,8 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<AlignLayer>(m, "AlignLayer")
       .def(py::init([](const Map& student, const Map& teacher, std::optional<Map> gradient, double row_weight,
                        double loss_scale, double gradient_scale) {
-             return AlignLayer{student,    teacher,    gradient.value_or(Map{nullptr, student.dtype, {}, {}}),
-                               row_weight, loss_scale, gradient_scale};
+             const Map none{nullptr, student.dtype, {}, {}};
+             return AlignLayer{student, teacher, gradient.value_or(none), row_weight, loss_scale, gradient_scale, false};
            }),
            py::arg("student"), py::arg("teacher"), py::arg("gradient"), py::arg("row_weight"), py::arg("loss_scale"),
            py::arg("gradient_scale"));

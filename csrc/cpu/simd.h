@@ -6,7 +6,7 @@
 
 #include "common/number_formats.h"
 
-#if defined(__AVX2__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -115,6 +115,26 @@ struct Access<float, float16> {
 };
 #endif
 
+// Stores past the caches, to an address aligned to a vector; finish_streams() before anybody else may read.
+template <class A>
+inline void stream(A* p, Vector<A> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(reinterpret_cast<float*>(p), bit_cast<__m512>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_ps(reinterpret_cast<float*>(p), bit_cast<__m256>(v));
+#elif defined(__x86_64__)
+  _mm_stream_ps(reinterpret_cast<float*>(p), bit_cast<__m128>(v));
+#else
+  Access<A, A>::store(p, v);
+#endif
+}
+
+inline void finish_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 template <int... I>
 struct Lanes {};
 template <int N, int... I>
@@ -138,10 +158,10 @@ inline Vector<A> interleaved(Vector<A> a, Vector<A> b, Lanes<I...>) {
   return __builtin_shufflevector(a, b, (First + I / 2 + (I % 2) * kWidth<A>)...);
 }
 
-// The lanes moved round by Step places.
+// Every lane's number goes to the lane whose index differs in the bits of Step.
 template <class A, int Step, int... I>
-inline Vector<A> rotated(Vector<A> v, Lanes<I...>) {
-  return __builtin_shufflevector(v, v, ((I + Step) % kWidth<A>)...);
+inline Vector<A> exchanged(Vector<A> v, Lanes<I...>) {
+  return __builtin_shufflevector(v, v, (I ^ Step)...);
 }
 
 // x[2i] + x[2i+1] over the two vectors a, b in order.

@@ -6,6 +6,7 @@
 
 #include "cpu/align_lanes.h"
 #include "cpu/align_planes.h"
+#include "cpu/align_short_rows.h"
 
 namespace skd {
 namespace SKD_ISA {
@@ -17,8 +18,8 @@ namespace {
 // all channels elsewhere (or where the gradient is spread over channel windows).
 enum class Path { planes, rows, pooled_student };
 
-constexpr int64_t kRowBytes = 16 << 10;   // a row's difference stays in the first-level cache
-constexpr int64_t kTileBytes = 64 << 10;  // a tile in the second
+constexpr int64_t kRowBytes = 24 << 10;   // a row's difference stays in the first-level cache
+constexpr int64_t kTileBytes = 192 << 10;  // a tile in the second
 constexpr int64_t kItemBytes = 64 << 10;  // enough work to be worth handing to a thread
 constexpr int64_t kPlanesBytes = 12544;   // 16 planes of 14x14 in float32, twice, fit a first-level cache of 32 KB
 
@@ -43,16 +44,20 @@ struct Cut {
       path = Path::rows;
     }
     if (path == Path::planes) {
-      channels = kLanes<A>;
-      rows = evenly(height, max64(1, kPlanesBytes / (kLanes<A> * sizeof(A)) / columns));
-      channels_in_item = padded<A>(min64(width, max64(1, kItemBytes / int64_t(sizeof(A)) / (height * columns))));
+      const bool teacher_in_planes = order_of(layer.teacher) == Order::planes;
+      // Through a tile, more channels at a time: longer stretches of the teacher's memory.
+      channels = teacher_in_planes ? kLanes<A> : min64(4 * kLanes<A>, padded<A>(width));
+      rows = evenly(height, max64(1, kPlanesBytes / (kLanes<A> * int64_t(sizeof(A))) / columns));
+      channels_in_item = channels * divide_up(min64(width, max64(1, kItemBytes / int64_t(sizeof(A)) / (height * columns))), channels);
       items_in_image = divide_up(width, channels_in_item);
       return;
     }
     // Rows go through in stretches of channels; a teacher in planes is transposed once for all rows of the item.
     const int64_t line = kLanes<A> * columns * int64_t(sizeof(A));
-    channels = path == Path::rows ? min64(padded<A>(width), kLanes<A> * max64(1, kRowBytes / line)) : padded<A>(width);
-    rows = evenly(height, max64(1, kTileBytes / (channels * columns * int64_t(sizeof(A)))));
+    const int64_t lines = divide_up(width, kLanes<A>);
+    channels = kLanes<A> * (path == Path::rows ? evenly(lines, max64(1, kRowBytes / line)) : lines);
+    const int64_t bytes = order_of(layer.teacher) == Order::channels ? kItemBytes : kTileBytes;
+    rows = evenly(height, max64(1, bytes / (channels * columns * int64_t(sizeof(A)))));
     items_in_image = divide_up(height, rows);
   }
 
@@ -70,6 +75,41 @@ struct Cut {
 
 // --- The three paths ------------------------------------------------------------------------------------------------------
 
+// Float32 planes with rows of a usual length, straight from map to map; `pooled` holds the teacher's planes, or is null where
+// they are read from the teacher. False if there is no such loop.
+inline bool align_short_planes(const AlignLayer& layer, const Block& block, int64_t width, const float* pooled,
+                               float* scratch, double& sum) {
+  const Map &student = layer.student, &teacher = layer.teacher, &gradient = layer.gradient;
+  const int64_t columns = student.shape[3], plane = student.shape[2] * columns, positions = block.rows * columns;
+  const int64_t count = pooled ? 1 : teacher.shape[1] / width;
+  const bool readable = pooled || (teacher.dtype == DType::float32 && count * width == teacher.shape[1]);
+  const bool with_gradient = gradient.data != nullptr;
+  const ShortRows run = short_rows(columns, count, with_gradient);
+  if (run == nullptr || !readable || student.dtype != DType::float32 || layer.row_weight == 0) return false;
+  float* out = with_gradient ? at<float>(gradient, block.image, block.channel, block.row) : nullptr;
+  // Rows do not begin where vectors do, so a gradient to be streamed is collected first.
+  const bool streamed = with_gradient && layer.stream_gradient && positions == plane && gradient.stride[1] == plane;
+  const int64_t out_stride = streamed ? positions : gradient.stride[1];
+  if (streamed) out = scratch;
+  // Where planes follow each other in all three maps they are one long plane.
+  const bool one = count == 1 && positions == plane && student.stride[1] == plane &&
+                   (pooled || teacher.stride[1] == plane) && (!with_gradient || out_stride == plane);
+  const int64_t planes = one ? 1 : block.channels, rows = one ? block.channels * block.rows : block.rows;
+  ShortRowSums sums;
+  for (int64_t c = 0; c < planes; ++c) {
+    const int64_t channel = block.channel + c;
+    run(at<float>(student, block.image, channel, block.row),
+        pooled ? pooled + c * positions : at<float>(teacher, block.image, channel * count, block.row), teacher.stride[1],
+        with_gradient ? out + c * out_stride : nullptr, rows, float(layer.row_weight), float(layer.gradient_scale), sums);
+  }
+  if (streamed) {
+    stream_copy(scratch, at<float>(gradient, block.image, block.channel, block.row), block.channels * positions);
+  }
+  for (int i = 0; i < kWidth<float>; ++i) sum += double(sums.squares[i]);
+  for (int i = 0; i < (columns % 2 ? 1 : 2); ++i) sum += double(sums.row_squares[i]) * layer.row_weight;
+  return true;
+}
+
 // A group of planes; lanes are positions. A teacher in planes is pooled as it is read, any other through a tile.
 template <class A>
 double align_planes(const AlignLayer& layer, const Block& block, const Cut<A>& cut, A* scratch) {
@@ -78,11 +118,15 @@ double align_planes(const AlignLayer& layer, const Block& block, const Cut<A>& c
   A *difference = scratch, *scaled = scratch + size, *tile = scratch + 2 * size, *planes = scratch + 3 * size;
   A* averaged = scratch + 4 * size;
   const bool teacher_in_planes = order_of(teacher) == Order::planes;
-  if (!teacher_in_planes) {
-    load_tile<A>(teacher, cut.width, block, tile, cut.channels);
-    tile_to_planes<A>(tile, positions, cut.channels, planes);
-  }
   double sum = 0;
+  if (!teacher_in_planes) {
+    const int64_t lanes = padded<A>(block.channels);
+    load_tile<A>(teacher, cut.width, block, tile, lanes);
+    tile_to_planes<A>(tile, positions, lanes, planes);
+  }
+  if constexpr (sizeof(A) == sizeof(float)) {
+    if (align_short_planes(layer, block, cut.width, teacher_in_planes ? nullptr : planes, scaled, sum)) return sum;
+  }
   for (int64_t c = 0; c < block.channels; ++c) {
     const A* pooled = planes + c * positions;
     if (teacher_in_planes) {
@@ -92,8 +136,13 @@ double align_planes(const AlignLayer& layer, const Block& block, const Cut<A>& c
                   sum += subtract_plane<A>(at<T>(student, block.image, block.channel + c, block.row), pooled, positions,
                                            difference + c * positions);)
   }
-  const auto rows = columns % 2 ? plane_rows<A, true> : plane_rows<A, false>;
-  sum += rows(difference, scaled, block.channels * block.rows, columns, A(layer.row_weight), A(layer.gradient_scale));
+  const A row_weight = A(layer.row_weight), gradient_scale = A(layer.gradient_scale);
+  if (row_weight == 0) {
+    scale_planes<A>(difference, scaled, block.channels * positions, gradient_scale);
+  } else {
+    const auto rows = columns % 2 ? plane_rows<A, true> : plane_rows<A, false>;
+    sum += rows(difference, scaled, block.channels * block.rows, columns, row_weight, gradient_scale);
+  }
   for (int64_t c = 0; gradient.data != nullptr && c < block.channels; ++c) {
     SKD_FOR_DTYPE(gradient.dtype, T,
                   store_plane<A>(scaled + c * positions, positions,
@@ -120,8 +169,16 @@ double align_in_place(const AlignLayer& layer, const Block& block, const Cut<flo
   const int64_t columns = teacher.shape[3];
   const Rows<float, T> student = rows_of<float, T>(layer.student, block);
   const Rows<float, T> gradient = layer.gradient.data ? rows_of<float, T>(layer.gradient, block) : student;
+  const bool streamed =
+      sizeof(T) == sizeof(float) && layer.stream_gradient && is_aligned(layer.gradient, int64_t(sizeof(float)));
   const auto run = [&](auto teacher_rows) {
-    return align_rows<float>(layer, student, teacher_rows, gradient, tile + cut.tile(layer), block.rows, block.channels);
+    float* scratch = tile + cut.tile(layer);
+    if (streamed) {
+      const StreamedRows<float> past_caches{reinterpret_cast<float*>(gradient.data), gradient.row_stride,
+                                            gradient.column_stride};
+      return align_rows<float>(layer, student, teacher_rows, past_caches, scratch, block.rows, block.channels);
+    }
+    return align_rows<float>(layer, student, teacher_rows, gradient, scratch, block.rows, block.channels);
   };
   if (teacher.dtype == DType::float32 && order_of(teacher) == Order::channels) {
     if (teacher.shape[1] == cut.width) return run(rows_of<float, float, 1>(teacher, block));
@@ -185,6 +242,7 @@ double run_as(const AlignLayer& layer, int64_t item, A* scratch) {
       }
     }
   }
+  if (layer.stream_gradient) finish_streams();
   return sum;
 }
 

@@ -21,6 +21,9 @@ struct Map {
 struct AlignLayer {
   Map student, teacher, gradient;  // gradient.data is null where none is wanted
   double row_weight, loss_scale, gradient_scale;
+  // Write the gradient past the caches: where a call's maps are larger than these, reading the gradient's lines before they
+  // are overwritten, and keeping them after, is wasted.
+  bool stream_gradient;
 };
 
 // A layer is cut into items that depend on its shape alone, so that sums are the same for any number of threads.
