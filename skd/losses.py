@@ -17,7 +17,7 @@ def spectral_loss(
     teacher: Tensor | Sequence[Tensor],
     match: str = "complex",
     *,
-    weights: Sequence[float] | None = None,
+    weights: float | Sequence[float] | None = None,
     bands: Tensor | None = None,
     focal: float | None = None,
     reduction: str = "mean",
@@ -30,7 +30,7 @@ def spectral_loss(
     students, teachers = _layers(student, "student"), _layers(teacher, "teacher")
     _check_layers(students, teachers)
     count = len(students)
-    scales = [1.0] * count if weights is None else _check_weights(weights, count)
+    scales = _check_weights(weights, count)
     if reduction == "mean":
         scales = [scale / count for scale in scales]
     needs_gradient = [torch.is_grad_enabled() and s.requires_grad for s in students]
@@ -48,7 +48,8 @@ class SpectralLoss(torch.nn.Module):
 
     Args:
         match: ``"complex"`` (SpectralKD) or ``"mse"``, the mean squared error in space as a baseline.
-        weights: one factor per layer; None for 1.
+        weights: one factor per layer, or one for all; None for 1. The weight of the whole loss is best given here
+            too: a product ``0.2 * loss`` costs another pass over the gradients, a weight given here costs nothing.
         bands, focal, return_spectra: reserved for matches that need a transform; this version refuses them.
         reduction: ``"mean"`` over layers (SpectralKD), ``"sum"``, or ``"none"`` for one loss per layer, ``[L]``.
         backend: ``"cpu"``, ``"reference"``, ...; None for ``SKD_BACKEND`` and then the best that can serve.
@@ -61,7 +62,7 @@ class SpectralLoss(torch.nn.Module):
         self,
         match: str = "complex",
         *,
-        weights: Sequence[float] | None = None,
+        weights: float | Sequence[float] | None = None,
         bands: Tensor | None = None,
         focal: float | None = None,
         reduction: str = "mean",
@@ -72,7 +73,7 @@ class SpectralLoss(torch.nn.Module):
         _check_options(match, reduction, bands, focal, return_spectra)
         backends.requested(backend)
         self.match = match
-        self.weights = None if weights is None else _check_weights(weights, len(weights))
+        self.weights = [float(w) for w in weights] if isinstance(weights, Sequence) else weights
         self.reduction = reduction
         self.backend = backend
 
@@ -114,17 +115,18 @@ def _check_options(match, reduction, bands, focal, return_spectra) -> None:
             raise ValueError(f"{name} needs a Fourier transform, which this version of skd does not have; leave it out")
 
 
-def _check_weights(weights: Sequence[float], count: int) -> list[float]:
-    weights = [float(weight) for weight in weights]
+def _check_weights(weights: float | Sequence[float] | None, count: int) -> list[float]:
+    if weights is None or isinstance(weights, (int, float)):
+        return [1.0 if weights is None else float(weights)] * count
     if len(weights) != count:
-        raise ValueError(f"weights has {len(weights)} numbers for {count} layers; give one per layer")
-    return weights
+        raise ValueError(f"weights has {len(weights)} numbers for {count} layers; give one per layer, or one for all")
+    return [float(weight) for weight in weights]
 
 
 def _layers(maps: Tensor | Sequence[Tensor], role: str) -> list[Tensor]:
     if isinstance(maps, Tensor):
         return [maps]
-    if not isinstance(maps, Sequence):
+    if not isinstance(maps, Sequence) or isinstance(maps, str):
         raise TypeError(f"{role} must be a Tensor or a sequence of Tensors, not {type(maps).__name__}")
     if not maps:
         raise ValueError(f"{role} is an empty sequence; give at least one map [B, C, H, W]")
@@ -133,13 +135,15 @@ def _layers(maps: Tensor | Sequence[Tensor], role: str) -> list[Tensor]:
 
 def _check_layers(students: list[Tensor], teachers: list[Tensor]) -> None:
     if len(students) != len(teachers):
-        raise ValueError(f"{len(students)} student maps but {len(teachers)} teacher maps; give one teacher map for each")
+        raise ValueError(
+            f"{len(students)} student maps but {len(teachers)} teacher maps; give one teacher map for each student map"
+        )
     for index, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
         for role, x in (("student", student), ("teacher", teacher)):
             _check_map(f"{role} map {index}", x)
         s, t = tuple(student.shape), tuple(teacher.shape)
         if s[0] != t[0]:
-            raise ValueError(f"layer {index}: batch sizes differ, student {s} and teacher {t}; feed both the same images")
+            raise ValueError(f"layer {index}: the batch sizes differ, student {s} and teacher {t}; feed both one batch")
         if s[2:] != t[2:]:
             raise ValueError(
                 f"layer {index}: the spatial sizes differ, student {s} and teacher {t}; "

@@ -80,6 +80,8 @@ inline Vector<A> subtract_column(Student student, Teacher teacher, A* difference
   return squares[0] + squares[1];
 }
 
+constexpr int64_t kRowsPerSum = 16;  // after so many rows a sum goes on in double
+
 // sum d (d + row_weight S) over rows, where S are the row sums over columns of equal parity (even W) or over the whole
 // row (odd W); with kGradient also gradient_scale * (d + row_weight S). `lanes` is a multiple of a vector.
 template <class A, bool kGradient, class Student, class Teacher, class Gradient>
@@ -90,12 +92,23 @@ double align_rows(Student student, Teacher teacher, Gradient gradient, A* scratc
   A* const sums[2] = {scratch, scratch + lanes};
   A* const difference = scratch + 2 * lanes;
   Vector<A> total{};
+  double result = 0;
+  const auto in_double = [](Vector<A> v) {
+    double sum = 0;
+    for (int i = 0; i < kWidth<A>; ++i) sum += double(v[i]);
+    return sum;
+  };
   for (int64_t h = 0; h < rows; ++h) {
+    if (h % kRowsPerSum == 0) {
+      result += in_double(total);
+      total = Vector<A>{};
+    }
     for (int64_t c = 0; c < 2 * lanes; c += n) Access<A, A>::store(sums[0] + c, Vector<A>{});
     const auto s_row = student.row(h);
     const auto t_row = teacher.row(h);
     for (int64_t w = 0; w < columns; ++w) {
-      total += subtract_column<A, kGradient>(s_row.column(w), t_row.column(w), difference + w * lanes, sums[w % 2], lanes);
+      total +=
+          subtract_column<A, kGradient>(s_row.column(w), t_row.column(w), difference + w * lanes, sums[w % 2], lanes);
     }
     Vector<A> squares{};
     for (int64_t c = 0; c < lanes; c += n) {
@@ -122,9 +135,7 @@ double align_rows(Student student, Teacher teacher, Gradient gradient, A* scratc
       }
     }
   }
-  double result = 0;
-  for (int i = 0; i < n; ++i) result += double(total[i]);
-  return result;
+  return result + in_double(total);
 }
 
 template <class A, class Student, class Teacher, class Gradient>

@@ -1,8 +1,8 @@
-// The arithmetic of spectral_align with a lane for each position: for students in planes (NCHW), where a tile's transposes
-// would cost more than the row sums across lanes do here.
+// The arithmetic of spectral_align with a lane for each position: for students in planes (NCHW), where a tile's
+// transposes would cost more than the row sums across lanes do here.
 //
-// A group of planes goes through three loops, subtract, rows, store, rather than each plane through all three: a row begins
-// anywhere in a vector, and reading it right after it was written would wait for the writes to reach the cache.
+// A group of planes goes through three loops, subtract, rows, store, rather than each plane through all three: a row
+// begins anywhere in a vector, and reading it right after it was written would wait for the writes to reach the cache.
 #pragma once
 
 #include "cpu/tile.h"
@@ -78,8 +78,8 @@ inline double subtract_plane(const T* student, const A* teacher, int64_t positio
   return sum;
 }
 
-// gradient = gradient_scale * (difference + row_weight S) over contiguous rows; returns row_weight times the sum of their
-// squared sums. Reads and writes whole vectors, so up to one vector past the end.
+// gradient = gradient_scale * (difference + row_weight S) over contiguous rows; returns row_weight times the sum of
+// their squared sums. Reads and writes whole vectors, so up to one vector past the end.
 template <class A, bool kOddWidth>
 double plane_rows(const A* difference, A* gradient, int64_t rows, int64_t columns, A row_weight, A gradient_scale) {
   constexpr int n = kWidth<A>, parities = kOddWidth ? 1 : 2;
@@ -112,8 +112,8 @@ void scale_planes(const A* difference, A* gradient, int64_t count, A gradient_sc
 
 template <class A, class T>
 inline void store_plane(const A* gradient, int64_t positions, T* out) {
-  const bool whole = for_each_vector<A>(
-      positions, [&](int64_t p) { Access<A, T>::store(out + p, Access<A, A>::load(gradient + p)); });
+  const bool whole =
+      for_each_vector<A>(positions, [&](int64_t p) { Access<A, T>::store(out + p, Access<A, A>::load(gradient + p)); });
   for (int64_t p = 0; !whole && p < positions; ++p) from_float(gradient[p], out[p]);
 }
 

@@ -1,5 +1,5 @@
-// Planes whose rows fit in a few vectors (the usual feature maps, 7 to 56 columns wide): a row is read, compared, summed and
-// its gradient written without leaving the registers.
+// Planes whose rows fit in a few vectors (the usual feature maps, 7 to 56 columns wide): a row is read, compared,
+// summed and its gradient written without leaving the registers.
 #pragma once
 
 #include "cpu/align_planes.h"
@@ -17,9 +17,7 @@ struct ShortRow {
     return i * kWidth<float> <= kColumns - kWidth<float> ? i * kWidth<float> : kColumns - kWidth<float>;
   }
   static inline Vector<float> load(const float* row, int i) { return Access<float, float>::load(row + offset(i)); }
-  static inline void store(float* row, int i, Vector<float> v) {
-    Access<float, float>::store(row + offset(i), v);
-  }
+  static inline void store(float* row, int i, Vector<float> v) { Access<float, float>::store(row + offset(i), v); }
   static inline Vector<float> fresh(Vector<float> v, int i) {
     for (int lane = 0; lane < kWidth<float>; ++lane) {
       if (offset(i) + lane < i * kWidth<float>) v[lane] = 0;
@@ -46,13 +44,23 @@ struct ShortRow<kColumns, true> {
   static inline Vector<float> load(const float* row, int) {
     return Vector<float>(_mm256_loadu2_m128(row + kColumns - 4, row));
   }
-  static inline void store(float* row, int, Vector<float> v) { _mm256_storeu2_m128(row + kColumns - 4, row, __m256(v)); }
+  static inline void store(float* row, int, Vector<float> v) {
+    _mm256_storeu2_m128(row + kColumns - 4, row, __m256(v));
+  }
   static inline Vector<float> fresh(Vector<float> v, int) {
     for (int lane = 4; lane < 12 - kColumns; ++lane) v[lane] = 0;
     return v;
   }
 };
 #endif
+
+// A group of short rows asks for memory in too many short stretches for the processor to foresee. Fetching past the end
+// of a map does no harm.
+constexpr int kFloatsAhead = 512;
+template <int kColumns>
+inline void fetch_ahead(const float* row) {
+  for (int w = 0; w < kColumns; w += 16) __builtin_prefetch(row + w);
+}
 
 struct ShortRowSums {
   Vector<float> squares{}, row_squares{};
@@ -66,6 +74,10 @@ void align_short_rows(const float* student, const float* teacher, int64_t teache
   const float sum_scale = row_weight * gradient_scale;
   Vector<float> squares{}, row_squares{};
   for (int64_t h = 0; h < rows; ++h, student += kColumns, teacher += kColumns, gradient += kColumns) {
+    fetch_ahead<kColumns>(student + kFloatsAhead);
+    // The next channel's planes, if this row's are averaged over several.
+    const float* next = teacher + (kCount == 1 ? kFloatsAhead : kCount * teacher_stride);
+    for (int c = 0; c < kCount; ++c) fetch_ahead<kColumns>(next + c * teacher_stride);
     Vector<float> d[Row::kCount], sum{};
     for (int i = 0; i < Row::kCount; ++i) {
       Vector<float> t = Row::load(teacher, i);

@@ -42,20 +42,21 @@ std::vector<InstructionSet> supported() {
   return sets;
 }
 
-// Chosen once, when the module is loaded; SKD_CPU_ISA names a lesser one (for tests and comparisons).
-InstructionSet choose() {
-  const std::vector<InstructionSet> sets = supported();
-  const char* wanted = std::getenv("SKD_CPU_ISA");
-  if (wanted == nullptr || *wanted == '\0') return sets.front();
+const InstructionSet* chosen = nullptr;
+
+// Done once with the best when the module is loaded; SKD_CPU_ISA, or a test, names a lesser one.
+void use_instruction_set(const std::string& name) {
+  static const std::vector<InstructionSet> sets = supported();
   std::string names;
   for (const InstructionSet& set : sets) {
-    if (std::string(wanted) == set.name) return set;
     names += (names.empty() ? "" : ", ") + std::string(set.name);
+    if (name.empty() || name == set.name) {
+      chosen = &set;
+      return;
+    }
   }
-  throw std::runtime_error("SKD_CPU_ISA=" + std::string(wanted) + " is not among what this processor runs: " + names);
+  throw std::invalid_argument("instruction set '" + name + "' is not among what this processor runs: " + names);
 }
-
-const InstructionSet* chosen = nullptr;
 
 // Reused by all calls of a thread.
 void* scratch_of_this_thread(size_t bytes) {
@@ -124,11 +125,12 @@ std::vector<double> spectral_align(std::vector<AlignLayer> layers, int threads) 
 
 PYBIND11_MODULE(_cpu, m) {
   using namespace skd;
-  static const InstructionSet set = choose();
-  chosen = &set;
+  const char* wanted = std::getenv("SKD_CPU_ISA");
+  use_instruction_set(wanted == nullptr ? "" : wanted);
 
   m.doc() = "Kernels for CPUs. Tensors cross as address, dtype code, shape and strides (in elements).";
-  m.attr("instruction_set") = set.name;
+  m.def("instruction_set", [] { return chosen->name; }, "The instruction set in use.");
+  m.def("use_instruction_set", &use_instruction_set, py::arg("name"), "Use this one from now on.");
   py::list names;
   for (const InstructionSet& each : supported()) names.append(each.name);
   m.attr("supported_instruction_sets") = names;
@@ -146,7 +148,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init([](const Map& student, const Map& teacher, std::optional<Map> gradient, double row_weight,
                        double loss_scale, double gradient_scale) {
              const Map none{nullptr, student.dtype, {}, {}};
-             return AlignLayer{student, teacher, gradient.value_or(none), row_weight, loss_scale, gradient_scale, false};
+             return AlignLayer{student,        teacher, gradient.value_or(none), row_weight, loss_scale,
+                               gradient_scale, false};
            }),
            py::arg("student"), py::arg("teacher"), py::arg("gradient"), py::arg("row_weight"), py::arg("loss_scale"),
            py::arg("gradient_scale"));

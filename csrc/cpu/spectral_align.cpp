@@ -1,7 +1,7 @@
 // The alignment loss and its gradient in one pass over both maps. Compiled once per instruction set (SKD_ISA).
 //
-// Bytes: both maps read once, the gradient written once. Arithmetic per number of the student: a subtraction, an addition
-// and two multiply-adds for the sums, a multiply-add for the gradient.
+// Bytes: both maps read once, the gradient written once. Arithmetic per number of the student: a subtraction, an
+// addition and two multiply-adds for the sums, a multiply-add for the gradient.
 #include "cpu/spectral_align.h"
 
 #include "cpu/align_lanes.h"
@@ -12,16 +12,17 @@ namespace skd {
 namespace SKD_ISA {
 namespace {
 
-// --- How a layer is cut up ------------------------------------------------------------------------------------------------
+// --- How a layer is cut up
+// ------------------------------------------------------------------------------------------------
 
-// An item is a contiguous stretch of the student's memory: some channels of all rows where planes are contiguous, some rows of
-// all channels elsewhere (or where the gradient is spread over channel windows).
+// An item is a contiguous stretch of the student's memory: some channels of all rows where planes are contiguous, some
+// rows of all channels elsewhere (or where the gradient is spread over channel windows).
 enum class Path { planes, rows, pooled_student };
 
-constexpr int64_t kRowBytes = 24 << 10;   // a row's difference stays in the first-level cache
+constexpr int64_t kRowBytes = 24 << 10;    // a row's difference stays in the first-level cache
 constexpr int64_t kTileBytes = 192 << 10;  // a tile in the second
-constexpr int64_t kItemBytes = 64 << 10;  // enough work to be worth handing to a thread
-constexpr int64_t kPlanesBytes = 12544;   // 16 planes of 14x14 in float32, twice, fit a first-level cache of 32 KB
+constexpr int64_t kItemBytes = 64 << 10;   // enough work to be worth handing to a thread
+constexpr int64_t kPlanesBytes = 12544;    // 16 planes of 14x14 in float32, twice, fit a first-level cache of 32 KB
 
 template <class A>
 struct Cut {
@@ -48,7 +49,8 @@ struct Cut {
       // Through a tile, more channels at a time: longer stretches of the teacher's memory.
       channels = teacher_in_planes ? kLanes<A> : min64(4 * kLanes<A>, padded<A>(width));
       rows = evenly(height, max64(1, kPlanesBytes / (kLanes<A> * int64_t(sizeof(A))) / columns));
-      channels_in_item = channels * divide_up(min64(width, max64(1, kItemBytes / int64_t(sizeof(A)) / (height * columns))), channels);
+      channels_in_item =
+          channels * divide_up(min64(width, max64(1, kItemBytes / int64_t(sizeof(A)) / (height * columns))), channels);
       items_in_image = divide_up(width, channels_in_item);
       return;
     }
@@ -68,15 +70,16 @@ struct Cut {
   int64_t tile(const AlignLayer& layer) const { return rows * layer.student.shape[3] * channels; }
   int64_t scratch(const AlignLayer& layer) const {
     const int64_t columns = layer.student.shape[3];
-    if (path == Path::planes) return 4 * (tile(layer) + kLanes<A>) + padded<A>(rows * columns);
+    if (path == Path::planes) return 4 * (tile(layer) + kLanes<A>)+padded<A>(rows * columns);
     return 2 * tile(layer) + row_scratch<A>(columns, channels);
   }
 };
 
-// --- The three paths ------------------------------------------------------------------------------------------------------
+// --- The three paths
+// ------------------------------------------------------------------------------------------------------
 
-// Float32 planes with rows of a usual length, straight from map to map; `pooled` holds the teacher's planes, or is null where
-// they are read from the teacher. False if there is no such loop.
+// Float32 planes with rows of a usual length, straight from map to map; `pooled` holds the teacher's planes, or is null
+// where they are read from the teacher. False if there is no such loop.
 inline bool align_short_planes(const AlignLayer& layer, const Block& block, int64_t width, const float* pooled,
                                float* scratch, double& sum) {
   const Map &student = layer.student, &teacher = layer.teacher, &gradient = layer.gradient;
@@ -99,8 +102,9 @@ inline bool align_short_planes(const AlignLayer& layer, const Block& block, int6
   for (int64_t c = 0; c < planes; ++c) {
     const int64_t channel = block.channel + c;
     run(at<float>(student, block.image, channel, block.row),
-        pooled ? pooled + c * positions : at<float>(teacher, block.image, channel * count, block.row), teacher.stride[1],
-        with_gradient ? out + c * out_stride : nullptr, rows, float(layer.row_weight), float(layer.gradient_scale), sums);
+        pooled ? pooled + c * positions : at<float>(teacher, block.image, channel * count, block.row),
+        teacher.stride[1], with_gradient ? out + c * out_stride : nullptr, rows, float(layer.row_weight),
+        float(layer.gradient_scale), sums);
   }
   if (streamed) {
     stream_copy(scratch, at<float>(gradient, block.image, block.channel, block.row), block.channels * positions);
@@ -130,7 +134,8 @@ double align_planes(const AlignLayer& layer, const Block& block, const Cut<A>& c
   for (int64_t c = 0; c < block.channels; ++c) {
     const A* pooled = planes + c * positions;
     if (teacher_in_planes) {
-      SKD_FOR_DTYPE(teacher.dtype, T, pooled = pool_plane<A, T>(teacher, cut.width, block, block.channel + c, averaged);)
+      SKD_FOR_DTYPE(teacher.dtype, T,
+                    pooled = pool_plane<A, T>(teacher, cut.width, block, block.channel + c, averaged);)
     }
     SKD_FOR_DTYPE(student.dtype, T,
                   sum += subtract_plane<A>(at<T>(student, block.image, block.channel + c, block.row), pooled, positions,
@@ -144,9 +149,9 @@ double align_planes(const AlignLayer& layer, const Block& block, const Cut<A>& c
     sum += rows(difference, scaled, block.channels * block.rows, columns, row_weight, gradient_scale);
   }
   for (int64_t c = 0; gradient.data != nullptr && c < block.channels; ++c) {
-    SKD_FOR_DTYPE(gradient.dtype, T,
-                  store_plane<A>(scaled + c * positions, positions,
-                                 at<T>(gradient, block.image, block.channel + c, block.row));)
+    SKD_FOR_DTYPE(
+        gradient.dtype, T,
+        store_plane<A>(scaled + c * positions, positions, at<T>(gradient, block.image, block.channel + c, block.row));)
   }
   return sum;
 }
@@ -204,8 +209,7 @@ double align_rows_of_maps(const AlignLayer& layer, const Block& block, const Cut
   }
   const double sum = align_tile<A>(layer, block, cut, scratch);
   if (layer.gradient.data != nullptr) {
-    SKD_FOR_DTYPE(layer.gradient.dtype, T,
-                  store_tile<A, T>(layer.gradient, block, scratch, padded<A>(block.channels));)
+    SKD_FOR_DTYPE(layer.gradient.dtype, T, store_tile<A, T>(layer.gradient, block, scratch, padded<A>(block.channels));)
   }
   return sum;
 }
@@ -246,7 +250,8 @@ double run_as(const AlignLayer& layer, int64_t item, A* scratch) {
   return sum;
 }
 
-// --- The interface --------------------------------------------------------------------------------------------------------
+// --- The interface
+// --------------------------------------------------------------------------------------------------------
 
 inline bool in_double(const AlignLayer& layer) {
   return layer.student.dtype == DType::float64 || layer.teacher.dtype == DType::float64;

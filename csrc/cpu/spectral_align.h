@@ -21,8 +21,8 @@ struct Map {
 struct AlignLayer {
   Map student, teacher, gradient;  // gradient.data is null where none is wanted
   double row_weight, loss_scale, gradient_scale;
-  // Write the gradient past the caches: where a call's maps are larger than these, reading the gradient's lines before they
-  // are overwritten, and keeping them after, is wasted.
+  // Write the gradient past the caches: where a call's maps are larger than these, reading the gradient's lines before
+  // they are overwritten, and keeping them after, is wasted.
   bool stream_gradient;
 };
 

@@ -28,7 +28,8 @@ struct Block {
   int64_t image, channel, channels, row, rows;
 };
 
-// What a map's strides allow: neighbouring channels adjacent (token maps, NHWC), whole planes contiguous (NCHW), neither.
+// What a map's strides allow: neighbouring channels adjacent (token maps, NHWC), whole planes contiguous (NCHW),
+// neither.
 enum class Order { channels, planes, any };
 
 inline Order order_of(const Map& map) {
@@ -77,7 +78,8 @@ inline bool for_each_vector(int64_t positions, Visit visit) {
   return true;
 }
 
-// --- Pooling ----------------------------------------------------------------------------------------------------------
+// --- Pooling
+// ----------------------------------------------------------------------------------------------------------
 
 // One vector of pooled channels: the sums of kRatio adjacent numbers each.
 template <class A, class T, int kRatio>
@@ -108,7 +110,8 @@ inline A add_planes_at(const T* p, int64_t stride, int64_t count) {
   return sum;
 }
 
-// --- Loading a tile -----------------------------------------------------------------------------------------------------
+// --- Loading a tile
+// -----------------------------------------------------------------------------------------------------
 
 // `channels` of the block are a multiple of a vector.
 template <class A, class T, int kRatio>
@@ -175,7 +178,8 @@ inline void load_any(const Map& map, int64_t width, const Block& block, A* tile,
       for (int64_t c = 0; c < block.channels; ++c) {
         const ChannelWindow window = channel_window(block.channel + c, map.shape[1], width);
         const int64_t count = window.end - window.begin;
-        tile[c] = add_planes_at<A, T>(position + window.begin * map.stride[1], map.stride[1], count) * (A(1) / A(count));
+        tile[c] =
+            add_planes_at<A, T>(position + window.begin * map.stride[1], map.stride[1], count) * (A(1) / A(count));
       }
     }
   }
@@ -207,7 +211,8 @@ void load_tile(const Map& map, int64_t width, const Block& block, A* tile, int64
   SKD_FOR_DTYPE(map.dtype, T, load_tile_from<A, T>(map, width, block, tile, lanes);)
 }
 
-// --- Storing a gradient -------------------------------------------------------------------------------------------------
+// --- Storing a gradient
+// -------------------------------------------------------------------------------------------------
 
 // A tile of the pooled width into a map of that width.
 template <class A, class T>

@@ -27,7 +27,7 @@ from skd.ops import backends
 MATCHES = ("complex", "mse")
 
 
-# --- The coefficients, computed once for every backend --------------------------------------------------------
+# --- The coefficients, computed once for every backend ---
 
 
 def row_weight(match: str, columns: int) -> float:
@@ -57,7 +57,7 @@ def _gradient_scale(match: str, student: Tensor, width: int, scale: float) -> fl
     return 2.0 * loss_scale(match, batch, width, height, columns, scale)
 
 
-# --- skd::spectral_align ---------------------------------------------------------------------------------------
+# --- skd::spectral_align ---
 
 torch.library.define(
     "skd::spectral_align",
@@ -68,7 +68,9 @@ torch.library.define(
 
 def _empty_gradients(students: Sequence[Tensor], needs_gradient: Sequence[bool]) -> list[Tensor]:
     """Gradients in the student's own memory order, as the backward of the layer before expects them."""
-    return [torch.empty_like(s) if needed else s.new_empty(0) for s, needed in zip(students, needs_gradient, strict=True)]
+    return [
+        torch.empty_like(s) if needed else s.new_empty(0) for s, needed in zip(students, needs_gradient, strict=True)
+    ]
 
 
 def _losses_dtype(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> torch.dtype:
@@ -143,7 +145,7 @@ def _spectral_align_fake(students, teachers, scales, match, needs_gradient, back
     return losses, _empty_gradients(students, needs_gradient)
 
 
-# --- skd::scale_gradients: the backward ------------------------------------------------------------------------
+# --- skd::scale_gradients: the backward ---
 
 torch.library.define(
     "skd::scale_gradients",

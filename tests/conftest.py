@@ -1,0 +1,51 @@
+"""Fixtures shared by all tests."""
+
+import pytest
+import torch
+
+from skd.ops import backends
+
+
+def kernels() -> list[str]:
+    """Every implementation that runs here, as ``backend`` or ``backend:instruction set``."""
+    names = ["reference"]
+    if backends.backends()["cpu"] is True:
+        names += [f"cpu:{isa}" for isa in backends.load("cpu").supported_instruction_sets]
+    return names
+
+
+@pytest.fixture(params=kernels())
+def backend(request):
+    """The name of a backend; for the CPU each instruction set of this processor in turn."""
+    name, _, isa = request.param.partition(":")
+    if not isa:
+        yield name
+        return
+    extension = backends.load("cpu")
+    before = extension.instruction_set()
+    extension.use_instruction_set(isa)
+    yield name
+    extension.use_instruction_set(before)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory that the package asks for uninitialised comes filled with NaN, so an unwritten output fails."""
+
+    def fill(allocate):
+        def allocate_poisoned(*args, **kwargs):
+            out = allocate(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        return allocate_poisoned
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, fill(getattr(owner, name)))
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,65 @@
+"""What importing touches, and what a forked or compiled process can still do."""
+
+import subprocess
+import sys
+
+import pytest
+
+from skd.ops import backends
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_loads_neither_torch_nor_the_extension():
+    run("import sys, skd; assert not {'torch', 'triton', 'timm', 'skd._cpu'} & set(sys.modules), sorted(sys.modules)")
+
+
+def test_the_loss_loads_neither_triton_nor_timm_and_leaves_cuda_alone():
+    run(
+        "import sys; sys.modules['triton'] = None\n"  # importing it would raise
+        "import torch, skd\n"
+        "skd.SpectralLoss()(torch.randn(1, 4, 7, 7), torch.randn(1, 8, 7, 7))\n"
+        "assert 'timm' not in sys.modules and 'matplotlib' not in sys.modules\n"
+        "assert not torch.cuda.is_initialized()"
+    )
+
+
+def test_an_unknown_name_is_an_attribute_error_that_lists_the_known():
+    run(
+        "import skd\n"
+        "try: skd.Spectral\n"
+        "except AttributeError as error: assert 'SpectralLoss' in str(error)\n"
+        "else: raise SystemExit('no error')"
+    )
+    assert "SpectralLoss" in run("import skd; print(dir(skd))")
+
+
+def test_a_forked_child_computes_with_threads_of_its_own():
+    if backends.backends()["cpu"] is not True:
+        pytest.skip("no compiled CPU kernels in this installation")
+    run(
+        "import os, torch, skd\n"
+        "torch.set_num_threads(2); torch.manual_seed(0)\n"
+        "s, t = torch.randn(32, 64, 14, 14), torch.randn(32, 64, 14, 14)\n"
+        "loss = skd.spectral_loss(s, t, backend='cpu').item()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if skd.spectral_loss(s, t, backend='cpu').item() == loss else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0"
+    )
+
+
+def test_many_python_threads_at_once_get_the_same_number():
+    if backends.backends()["cpu"] is not True:
+        pytest.skip("no compiled CPU kernels in this installation")
+    run(
+        "import concurrent.futures as f, torch, skd\n"
+        "torch.set_num_threads(2)\n"
+        "s, t = torch.randn(16, 64, 14, 14), torch.randn(16, 64, 14, 14)\n"
+        "call = lambda _: skd.spectral_loss(s, t, backend='cpu').item()\n"
+        "with f.ThreadPoolExecutor(6) as pool: assert len(set(pool.map(call, range(200)))) == 1"
+    )

@@ -1,0 +1,121 @@
+"""SpectralLoss and spectral_loss: what is refused, and with which sentence; which backend is chosen."""
+
+import warnings
+
+import pytest
+import torch
+
+import skd
+from skd.ops import backends
+
+MAP = torch.randn(2, 8, 7, 7)
+
+
+@pytest.mark.parametrize(
+    "student, teacher, error, words",
+    [
+        (MAP, torch.randn(2, 8, 14, 14), ValueError, ["spatial", "(2, 8, 7, 7)", "(2, 8, 14, 14)", "interpolate"]),
+        (MAP, torch.randn(3, 8, 7, 7), ValueError, ["batch", "(3, 8, 7, 7)"]),
+        ([MAP, MAP], [MAP], ValueError, ["2 student maps", "1 teacher map"]),
+        ([], [], ValueError, ["empty", "at least one"]),
+        (MAP.int(), MAP, TypeError, ["student map 0", "torch.int32", "float32"]),
+        (MAP, MAP.to(torch.complex64), TypeError, ["teacher map 0", "complex64"]),
+        (torch.randn(2, 49, 8), MAP, ValueError, ["(2, 49, 8)", "tokens_to_map"]),
+        (torch.randn(2, 8), MAP, ValueError, ["(2, 8)", "[B, C, H, W]"]),
+        (torch.randn(2, 0, 7, 7), MAP, ValueError, ["(2, 0, 7, 7)", "batch may be empty"]),
+        (MAP, MAP.clone().requires_grad_(), ValueError, ["layer 0", "detach"]),
+        (MAP, "map", TypeError, ["teacher", "str"]),
+        ([MAP, None], [MAP, MAP], TypeError, ["student map 1", "NoneType"]),
+        (MAP, MAP.to("meta"), ValueError, ["meta", "cpu", "one device"]),
+    ],
+)
+def test_maps_that_do_not_go_together(student, teacher, error, words):
+    with pytest.raises(error) as caught:
+        skd.spectral_loss(student, teacher)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"match": "phase"}, ["'phase'", "'complex'", "'mse'"]),
+        ({"reduction": "max"}, ["'max'", "'mean'", "'sum'", "'none'"]),
+        ({"backend": "tpu"}, ["'tpu'", "cuda, triton, cpu, reference"]),
+        ({"bands": torch.ones(7, 4)}, ["bands", "transform"]),
+        ({"focal": 1.0}, ["focal", "transform"]),
+        ({"return_spectra": True}, ["return_spectra", "transform"]),
+    ],
+)
+def test_options_that_are_not_known(options, words):
+    for call in (lambda: skd.SpectralLoss(**options), lambda: skd.spectral_loss(MAP, MAP, **options)):
+        with pytest.raises(ValueError) as caught:
+            call()
+        for word in words:
+            assert word in str(caught.value)
+
+
+def test_one_weight_per_layer():
+    with pytest.raises(ValueError, match="1 numbers for 2 layers"):
+        skd.SpectralLoss(weights=[1.0])([MAP, MAP], [MAP, MAP])
+
+
+def test_the_module_shows_its_options_and_has_no_parameters():
+    loss = skd.SpectralLoss("mse", weights=[1, 2], reduction="sum")
+    assert repr(loss) == "SpectralLoss(match='mse', reduction='sum', weights=[1.0, 2.0])"
+    assert not list(loss.parameters()) and not loss.state_dict()
+
+
+# --- The choice of backend ---
+
+
+@pytest.fixture
+def without_extension(monkeypatch):
+    monkeypatch.setattr(backends, "load", lambda name: f"skd._{name} was left out for this test")
+    backends._say_once.cache_clear()
+    yield
+    backends._say_once.cache_clear()
+
+
+def test_a_name_that_cannot_serve_raises_and_says_why(without_extension, monkeypatch):
+    with pytest.raises(RuntimeError, match="'cpu' cannot run spectral_align: skd._cpu was left out"):
+        skd.spectral_loss(MAP, MAP, backend="cpu")
+    monkeypatch.setenv("SKD_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match="'cuda' cannot run spectral_align"):
+        skd.spectral_loss(MAP, MAP)
+
+
+def test_falling_back_is_said_once(without_extension):
+    with pytest.warns(RuntimeWarning, match="falls back to plain PyTorch: skd._cpu was left out"):
+        skd.spectral_loss(MAP, MAP)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        skd.spectral_loss(MAP, MAP)
+
+
+def test_the_environment_chooses(monkeypatch):
+    used = []
+    from skd.ops import spectral_align
+
+    spied = {
+        name: lambda layers, name=name, run=run: used.append(name) or run(layers)
+        for name, run in spectral_align.IMPLEMENTATIONS.items()
+    }
+    monkeypatch.setattr(spectral_align, "IMPLEMENTATIONS", spied)
+    monkeypatch.setenv("SKD_BACKEND", "reference")
+    skd.spectral_loss(MAP, MAP)
+    monkeypatch.delenv("SKD_BACKEND")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        skd.spectral_loss(MAP, MAP)
+    assert used == ["reference", "cpu" if backends.backends()["cpu"] is True else "reference"]
+    monkeypatch.setenv("SKD_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="SKD_BACKEND='gpu'"):
+        skd.spectral_loss(MAP, MAP)
+
+
+def test_backends_names_each_with_its_reason():
+    listed = skd.backends()
+    assert list(listed) == ["cuda", "triton", "cpu", "reference"] and listed["reference"] is True
+    for reason in listed.values():
+        assert reason is True or (isinstance(reason, str) and len(reason) > 10)

@@ -1,0 +1,448 @@
+"""spectral_align: every backend against float64 of the published form, and the contract of the operation."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import BF16, F16, F32, F64, ORDERS, Case, matrix
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
+
+import skd
+from skd import reference
+from skd.ops import backends, spectral_align
+
+ROUNDING = {F32: 1e-6, F64: 1e-13, BF16: 2.0**-8, F16: 2.0**-11}
+"""Relative L2 error a gradient may have: the issue's bound, or one rounding of a 16-bit format."""
+
+
+def float64_oracle(student, teacher, match):
+    s = student.detach().double().requires_grad_()
+    loss = reference.spectral_align_published(s, teacher.double(), match)
+    return loss.detach(), torch.autograd.grad(loss, s)[0]
+
+
+def assert_close_to_float64(case, match, loss, gradient, student, teacher):
+    expected_loss, expected = float64_oracle(student, teacher, match)
+    exact = F64 in (student.dtype, teacher.dtype)
+    size = max(student.abs().max().item(), teacher.abs().max().item()) if student.numel() else 0.0
+    # What rounding the inputs' own arithmetic leaves where student and teacher cancel; float32 ends at 1e-45.
+    noise = size * (1e-15 if exact else 3e-7)
+    assert abs(loss.double() - expected_loss) <= (1e-13 if exact else 1e-6) * expected_loss + noise**2 + 1e-43
+    assert gradient.dtype == student.dtype and gradient.shape == student.shape
+    error, norm = (gradient.double() - expected).norm().item(), expected.norm().item()
+    per_number = 4.0 / max(1, student.numel()) * noise * math.sqrt(max(1, student.numel()))
+    smallest = {F16: 6e-8, BF16: 1e-40}.get(student.dtype, 1e-44) * math.sqrt(max(1, student.numel()))
+    assert error <= ROUNDING[student.dtype] * norm + per_number + smallest, (error, norm)
+    if norm > 10 * (per_number + smallest):
+        cosine = (gradient.double() * expected).sum().item() / (gradient.double().norm().item() * norm)
+        assert cosine > 1 - (1e-5 if student.dtype in (BF16, F16) else 1e-9)
+        if student.dtype in (F32, F64):
+            bias = (gradient.double() - expected).mean().item() / expected.abs().mean().item()
+            assert abs(bias) < 1e-6
+
+
+@pytest.mark.parametrize("match", spectral_align.MATCHES)
+@pytest.mark.parametrize("case", matrix(), ids=str)
+def test_loss_and_gradient_are_those_of_float64(case, match, backend, poisoned):
+    student, teacher = case.make()
+    loss = skd.spectral_loss(student, teacher, match, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert loss.dtype == (F64 if F64 in (student.dtype, teacher.dtype) else F32)
+    assert_close_to_float64(case, match, loss.detach(), gradient, student, teacher)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(0, 3),
+    student_channels=st.integers(1, 40),
+    teacher_channels=st.integers(1, 40),
+    height=st.integers(1, 17),
+    width=st.integers(1, 35),
+    student_order=st.sampled_from(sorted(ORDERS)),
+    teacher_order=st.sampled_from(sorted(ORDERS)),
+    student_dtype=st.sampled_from([F32, F64, BF16, F16]),
+    teacher_dtype=st.sampled_from([F32, F64, BF16, F16]),
+    match=st.sampled_from(spectral_align.MATCHES),
+)
+def test_any_shape_order_and_dtype(match, **description):
+    case = Case(**description)
+    for name in ("reference", "cpu"):
+        if backends.backends()[name] is not True:
+            continue
+        student, teacher = case.make()
+        loss = skd.spectral_loss(student, teacher, match, backend=name)
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert_close_to_float64(case, match, loss.detach(), gradient, student, teacher)
+
+
+ONE = Case(2, 16, 32, 7, 7, "tokens", "nchw")
+TWO = [ONE, Case(2, 24, 24, 14, 14)]
+
+
+def layers(cases=TWO):
+    students, teachers = zip(*(case.make() for case in cases), strict=True)
+    return list(students), list(teachers)
+
+
+# --- Gradients ---
+
+
+@pytest.mark.parametrize("upstream", [torch.tensor([0.7, -3.1]), torch.tensor([2.0, 0.0]), torch.ones(1).expand(2)])
+def test_any_upstream_gradient_of_each_layer(backend, upstream):
+    students, teachers = layers()
+    losses = skd.spectral_loss(students, teachers, reduction="none", backend=backend)
+    gradients = torch.autograd.grad(losses, students, upstream)
+    for g, s, t, factor in zip(gradients, students, teachers, upstream.tolist(), strict=True):
+        expected = factor * float64_oracle(s, t, "complex")[1]
+        torch.testing.assert_close(g.double(), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16, F64])
+@pytest.mark.parametrize("factor", [1.0, 2.0, -1.0, 0.0, 0.3, 65536.0])
+def test_a_loss_used_in_a_larger_one(backend, dtype, factor):
+    student, teacher = Case(2, 16, 32, 7, 7, student_dtype=dtype, teacher_dtype=dtype).make()
+    (skd.spectral_loss(student, teacher, backend=backend) * factor).backward()
+    expected = factor * float64_oracle(student, teacher, "complex")[1]
+    error = (student.grad.double() - expected).norm()
+    # A factor that is a power of two is exact; any other may round a 16-bit gradient a second time.
+    roundings = 1 if math.frexp(abs(factor))[0] in (0.0, 0.5) else 2
+    assert error <= roundings * ROUNDING[dtype] * expected.norm() + (1e-7 if dtype == F16 else 0)
+
+
+def test_a_float16_gradient_does_not_underflow_while_it_is_stored(backend):
+    """1/N here is 2^-22, where float16 has two bits left; a loss scale of 65536 brings the gradient back."""
+    student, teacher = Case(8, 64, 64, 56, 56, student_dtype=F16, teacher_dtype=F16).make()
+    (skd.spectral_loss(student, teacher, backend=backend) * 65536).backward()
+    expected = 65536 * float64_oracle(student, teacher, "complex")[1]
+    assert (student.grad.double() - expected).norm() <= ROUNDING[F16] * expected.norm()
+
+
+def test_a_float16_gradient_does_not_overflow_while_it_is_stored(backend):
+    student = torch.full((1, 8, 4, 4), 65504.0, dtype=F16).requires_grad_()
+    skd.spectral_loss(student, -student.detach(), backend=backend).backward()
+    expected = float64_oracle(student, -student.detach(), "complex")[1]
+    assert torch.isfinite(student.grad).all()
+    torch.testing.assert_close(student.grad.double(), expected, rtol=2**-10, atol=0)
+
+
+def test_backward_may_run_again(backend):
+    students, teachers = layers()
+    loss = skd.spectral_loss(students, teachers, backend=backend) * 0.3
+    loss.backward(retain_graph=True)
+    once = [s.grad.clone() for s in students]
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for s, g in zip(students, once, strict=True):
+        torch.testing.assert_close(s.grad, 3 * g)
+
+
+def test_inputs_are_never_written(backend):
+    students, teachers = layers()
+    before = [x.detach().clone() for x in (*students, *teachers)]
+    (skd.spectral_loss(students, teachers, backend=backend) * 0.5).backward()
+    for x, copy in zip((*students, *teachers), before, strict=True):
+        assert torch.equal(x.detach(), copy)
+
+
+def test_one_map_in_two_layers_and_two_losses(backend):
+    student, teacher = ONE.make()
+    loss = skd.spectral_loss([student, student], [teacher, 2 * teacher], reduction="sum", backend=backend)
+    (loss + 0.5 * skd.spectral_loss(student, teacher, "mse", backend=backend)).backward()
+    parts = [
+        float64_oracle(student, teacher, "complex")[1],
+        float64_oracle(student, 2 * teacher, "complex")[1],
+        0.5 * float64_oracle(student, teacher, "mse")[1],
+    ]
+    torch.testing.assert_close(student.grad.double(), sum(parts), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_under_checkpointing(backend, reentrant):
+    student, teacher = ONE.make()
+    loss = checkpoint(
+        lambda s: skd.spectral_loss(s * 2, teacher, backend=backend) * 3, student, use_reentrant=reentrant
+    )
+    loss.backward()
+    expected = 6 * float64_oracle(2 * student.detach(), teacher, "complex")[1]
+    torch.testing.assert_close(student.grad.double(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_only_the_students_that_need_a_gradient_get_one(backend):
+    students, teachers = layers()
+    students[1] = students[1].detach()
+    skd.spectral_loss(students, teachers, backend=backend).backward()
+    assert students[0].grad is not None and students[1].grad is None
+    with torch.no_grad():
+        assert not skd.spectral_loss(students, teachers, backend=backend).requires_grad
+
+
+def test_gradcheck(backend):
+    students, teachers = layers(
+        [Case(1, 2, 3, 3, 4, student_dtype=F64), Case(2, 3, 2, 2, 3, "tokens", "tokens", F64, F64)]
+    )
+    for match in spectral_align.MATCHES:
+        torch.autograd.gradcheck(
+            lambda *s, m=match: skd.spectral_loss(s, teachers, m, reduction="none", backend=backend), students
+        )
+
+
+def test_a_second_derivative_raises(backend):
+    """Also where the upstream gradient is a constant, so that PyTorch by itself would see nothing to differentiate."""
+    student, teacher = ONE.make()
+    (gradient,) = torch.autograd.grad(skd.spectral_loss(student, teacher, backend=backend), student, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.square().sum().backward()
+
+
+def test_a_trainable_teacher_is_refused(backend):
+    student, teacher = ONE.make()
+    with pytest.raises(ValueError, match="detach"):
+        skd.spectral_loss(student, teacher.requires_grad_(), backend=backend)
+    with pytest.raises(ValueError, match="detach"):  # also past the checks of the public function
+        torch.ops.skd.spectral_align([student], [teacher], [1.0], "complex", [True], backend)
+
+
+def test_training_with_each_backend_follows_one_curve():
+    """Trap 20: forty steps of a small network; the curves of all backends coincide."""
+    curves = {}
+    for name in [name for name, there in backends.backends().items() if there is True]:
+        torch.manual_seed(0)
+        student = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 3, 2, 1), torch.nn.GELU(), torch.nn.Conv2d(16, 24, 3, 1, 1)
+        )
+        teacher = torch.nn.Conv2d(3, 48, 5, 2, 2).requires_grad_(False)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+        curve = []
+        for step in range(40):
+            images = torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(step))
+            loss = skd.spectral_loss(student(images), teacher(images), backend=name)
+            optimizer.zero_grad()
+            (0.2 * loss).backward()
+            optimizer.step()
+            curve.append(loss.item())
+        assert curve[-1] < 0.5 * curve[0]
+        curves[name] = torch.tensor(curve)
+    assert len(curves) >= 1
+    for curve in curves.values():
+        torch.testing.assert_close(curve, curves["reference"], rtol=1e-3, atol=0)
+
+
+# --- Layers, reductions, options ---
+
+
+def test_reductions_and_weights(backend):
+    students, teachers = layers()
+    each = torch.stack([float64_oracle(s, t, "complex")[0] for s, t in zip(students, teachers, strict=True)]).float()
+    weights = [0.25, 3.0]
+    for w in (None, weights, 0.2, tuple(weights)):
+        scaled = each * torch.tensor(1.0 if w is None else w)
+        for reduction, expected in (("none", scaled), ("sum", scaled.sum()), ("mean", scaled.mean())):
+            loss = skd.SpectralLoss(weights=w, reduction=reduction, backend=backend)(students, teachers)
+            torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    one = skd.spectral_loss(students[0], teachers[0], reduction="none", backend=backend)
+    assert one.shape == (1,)
+
+
+def test_an_empty_batch_gives_zero_and_an_empty_gradient(backend, poisoned):
+    student = torch.randn(0, 4, 7, 7, requires_grad=True)
+    for teacher in (torch.randn(0, 4, 7, 7), torch.randn(0, 9, 7, 7), torch.randn(0, 3, 7, 7)):
+        loss = skd.spectral_loss(student, teacher, backend=backend)
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert loss.item() == 0 and gradient.shape == student.shape
+
+
+def test_seventy_thousand_planes(backend):
+    student, teacher = Case(7, 10_000, 10_000, 4, 4).make()
+    loss = skd.spectral_loss(student, teacher, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert_close_to_float64(None, "complex", loss.detach(), gradient, student, teacher)
+
+
+def test_offsets_beyond_32_bits(backend):
+    """Two images 2^31 elements apart; only the pages that are touched take memory."""
+    far = 2**31 + 16
+    memory = torch.empty(far + 1024, dtype=BF16)
+    teacher = memory.as_strided((2, 8, 4, 4), (far, 16, 4, 1))
+    teacher.copy_(torch.randn(2, 8, 4, 4))
+    student = torch.randn(2, 8, 4, 4, requires_grad=True)
+    loss = skd.spectral_loss(student, teacher, backend=backend)
+    expected, _ = float64_oracle(student, teacher.clone(), "complex")
+    assert abs(loss.double() - expected) <= 1e-6 * expected
+
+
+@pytest.mark.parametrize("grid", [7, 14, 56])
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_under_autocast_nothing_is_cast_down(backend, dtype, grid):
+    for student_dtype in (F32, dtype):
+        student, teacher = Case(1, 16, 32, grid, grid, student_dtype=student_dtype, teacher_dtype=dtype).make()
+        with torch.autocast("cpu", dtype):
+            loss = skd.spectral_loss(student, teacher, backend=backend)
+        loss.backward()
+        assert loss.dtype == F32
+        assert_close_to_float64(None, "complex", loss.detach(), student.grad, student, teacher)
+
+
+def test_the_gradient_lies_in_memory_as_the_student_does(backend):
+    for order in ("nchw", "nhwc", "tokens"):
+        student, teacher = Case(2, 16, 16, 6, 5, order).make()
+        (gradient,) = torch.autograd.grad(skd.spectral_loss(student, teacher, backend=backend), student)
+        assert gradient.stride() == torch.empty_like(student).stride()
+        assert (gradient.stride(1) == 1) == (order != "nchw")
+
+
+# --- torch.library, torch.compile ---
+
+
+@pytest.mark.parametrize("order", ["nchw", "tokens", "transposed"])
+def test_opcheck(backend, order):
+    student, teacher = Case(2, 6, 9, 4, 5, order, order).make()
+    other = Case(2, 8, 4, 3, 3, order, "nchw", BF16).make()
+    torch.library.opcheck(
+        torch.ops.skd.spectral_align.default,
+        ([student, other[0].detach()], [teacher, other[1]], [1.0, 0.5], "complex", [True, False], backend),
+    )
+    stored = [student.detach(), other[0].detach().to(F16)]
+    torch.library.opcheck(
+        torch.ops.skd.scale_gradients.default, (stored, torch.tensor([0.5, 2.0]), [6, 4], [1.0, 0.5], "complex")
+    )
+
+
+@pytest.mark.parametrize("dtype", [F32, F16])
+def test_compiles_as_one_graph(backend, dtype):
+    def step(a, b, s, t):
+        losses = skd.spectral_loss([a * 2, b], [s, t], reduction="none", backend=backend)
+        return losses[0] * 0.3 + losses[1]
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    students, teachers = layers([Case(2, 16, 32, 7, 7, "tokens", student_dtype=dtype), TWO[1]])
+    eager = step(*students, *teachers)
+    expected = torch.autograd.grad(eager, students)
+    got = compiled(*students, *teachers)
+    torch.testing.assert_close(got, eager)
+    for g, e in zip(torch.autograd.grad(got, students), expected, strict=True):
+        torch.testing.assert_close(g, e)
+
+
+def test_one_graph_serves_all_batch_sizes(backend):
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(
+        lambda s, t: skd.spectral_loss(s, t, backend=backend), fullgraph=True, dynamic=True, backend=count
+    )
+    for batch in (2, 3, 5, 8):
+        student, teacher = Case(batch, 6, 12, 7, 7).make()
+        loss = compiled(student, teacher)
+        loss.backward()
+        assert abs(loss.item() - float64_oracle(student, teacher, "complex")[0]) < 1e-6
+    assert len(graphs) == 1
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor():
+    student, teacher = ONE.make()
+    compiled = torch.compile(lambda s: skd.spectral_loss(s.sin(), teacher) * 0.5, fullgraph=True)
+    (gradient,) = torch.autograd.grad(compiled(student), student)
+    (expected,) = torch.autograd.grad(skd.spectral_loss(student.sin(), teacher) * 0.5, student)
+    torch.testing.assert_close(gradient, expected)
+
+
+# --- Determinism and memory ---
+
+
+@pytest.mark.parametrize("orders", [("nchw", "nchw"), ("tokens", "nchw"), ("nchw", "tokens"), ("sliced", "sliced")])
+def test_the_same_bits_from_run_to_run_and_for_any_number_of_threads(backend, orders):
+    student, teacher = Case(16, 48, 96, 14, 14, *orders).make()
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8, 1, 8):
+            torch.set_num_threads(threads)
+            loss = skd.spectral_loss(student, teacher, backend=backend)
+            results.append((loss.detach(), torch.autograd.grad(loss, student)[0]))
+    finally:
+        torch.set_num_threads(before)
+    compared = results if backend != "reference" else [results[0], results[4]]  # PyTorch's sums depend on the threads
+    for loss, gradient in compared[1:]:
+        assert torch.equal(loss, compared[0][0]) and torch.equal(gradient, compared[0][1])
+
+
+def test_large_calls_write_past_the_caches_and_still_every_number(poisoned, two_threads):
+    if backends.backends()["cpu"] is not True:
+        pytest.skip("no compiled CPU kernels in this installation")
+    for orders in (("nchw", "nchw"), ("tokens", "tokens"), ("nchw", "tokens"), ("tokens", "nchw")):
+        case = Case(48, 104, 208, 28, 28, *orders)
+        student, teacher = case.make()
+        loss = skd.spectral_loss(student, teacher, backend="cpu")
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert_close_to_float64(case, "complex", loss.detach(), gradient, student, teacher)
+
+
+@pytest.mark.large
+def test_more_than_2_to_the_31_elements():
+    import os
+
+    if not os.environ.get("SKD_TEST_LARGE"):
+        pytest.skip("takes 14 GB of memory; set SKD_TEST_LARGE=1 to run it")
+    channels = 2**31 // (8 * 16 * 16) + 16
+    student = torch.empty(8, channels, 16, 16, dtype=BF16).uniform_(-1, 1).requires_grad_()
+    teacher = torch.zeros(1, channels, 16, 16, dtype=BF16).expand(8, -1, -1, -1)
+    loss = skd.spectral_loss(student, teacher, "mse")
+    loss.backward()
+    assert student.numel() > 2**31 and abs(loss.item() - 1 / 3) < 1e-3
+    assert torch.equal(student.grad[-1, -1] != 0, student.detach()[-1, -1] != 0)
+
+
+# --- The definition itself ---
+
+
+def test_published_and_closed_form_agree_in_float64():
+    for case in matrix():
+        if case.student_dtype != F32 or case.teacher_dtype != F32 or case.student_order != "nchw":
+            continue
+        s, t = (x.detach().double() for x in case.make())
+        for match in spectral_align.MATCHES:
+            published = reference.spectral_align_published(s, t, match)
+            closed = reference.spectral_align_closed_form(s, t, match)
+            torch.testing.assert_close(closed, published, rtol=1e-12, atol=1e-28)
+
+
+@pytest.mark.parametrize("width", [7, 14])
+def test_of_a_constant_difference_the_loss_is_seven_eighths_of_the_mse(width, backend):
+    student, teacher = torch.full((2, 8, 5, width), 3.0), torch.ones(2, 8, 5, width)
+    assert skd.spectral_loss(student, teacher, backend=backend).item() == pytest.approx(0.875 * 4.0)
+
+
+def test_the_loss_is_bounded_by_the_mse_and_not_symmetric_in_height_and_width(backend):
+    student, teacher = Case(2, 8, 16, 6, 14).make()
+    loss, mse = (skd.spectral_loss(student, teacher, m, backend=backend).item() for m in ("complex", "mse"))
+    half = 14 // 2 + 1
+    assert 14 / (4 * half) <= loss / mse <= 14 / (2 * half)
+    turned = skd.spectral_loss(student.transpose(2, 3), teacher.transpose(2, 3), backend=backend).item()
+    assert abs(turned - loss) > 1e-3 * loss
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_rows_of_one_and_two_give_a_plain_sum(width, backend):
+    student, teacher = Case(3, 5, 5, 4, width).make()
+    numbers = 2 * 3 * 5 * 4 * (width // 2 + 1)
+    expected = (student - teacher).double().square().sum() / numbers
+    assert skd.spectral_loss(student, teacher, backend=backend).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("channels, width", [(6, 3), (7, 3), (384, 192), (5, 5), (37, 20)])
+def test_pooling_is_adaptive_average_pooling_over_channels(channels, width):
+    x = torch.randn(2, channels, 3, 4, dtype=F64, requires_grad=True)
+    pooled = reference.pool_channels(x, width)
+    tokens = x.permute(0, 2, 3, 1).reshape(2, 12, channels)
+    expected = F.adaptive_avg_pool1d(tokens, width).reshape(2, 3, 4, width).permute(0, 3, 1, 2)
+    torch.testing.assert_close(pooled, expected)
+    upstream = torch.randn_like(pooled)
+    (adjoint,) = torch.autograd.grad(pooled, x, upstream)
+    torch.testing.assert_close(reference.unpool_channels(upstream, channels), adjoint)
