@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from skd.ops import backends
-from skd.ops.spectral_align import MATCHES, TEACHER_REQUIRES_GRAD
+from skd.ops.spectral_align import MATCHES, TEACHER_REQUIRES_GRAD, spectral_align
 
 REDUCTIONS = ("mean", "sum", "none")
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -33,8 +33,7 @@ def spectral_loss(
     scales = _check_weights(weights, count)
     if reduction == "mean":
         scales = [scale / count for scale in scales]
-    needs_gradient = [torch.is_grad_enabled() and s.requires_grad for s in students]
-    losses, _ = torch.ops.skd.spectral_align(students, teachers, scales, match, needs_gradient, backend)
+    losses = spectral_align(students, teachers, scales, match, backend)
     return losses if reduction == "none" else losses.sum()
 
 

@@ -131,8 +131,8 @@ def restride(values: Tensor, like: Tensor) -> Tensor:
     return like
 
 
-# Sizes chosen to end inside, at and just after a vector of 4, 8 or 16 lanes; 24 and 20 leave lanes over; ratios 1, 2, 4 and 3,
-# non-integer ones in both directions; rows of length 1, 2, primes, more than one tile, the special widths 7 to 56.
+# Sizes chosen to end inside, at and just after a vector of 4, 8 or 16 lanes; 24 and 20 leave lanes over; ratios 1, 2, 4
+# and 3, non-integer ones in both directions; rows of 1, 2 and primes, more than one tile, the special widths 7 to 56.
 SHAPES = [
     (2, 16, 16, 4, 4),
     (2, 16, 32, 7, 7),

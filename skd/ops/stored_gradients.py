@@ -1,0 +1,130 @@
+"""Gradients that an operation computes while it reads its maps, kept until the upstream gradient is known.
+
+In float32, float64 and bfloat16 a *stored gradient* is the gradient of the operation's output itself, so that an
+upstream gradient of 1 leaves nothing to do. float16 has too little range for the factor 1/N of a mean over N numbers:
+there it is kept at the size of the difference of the maps, off by an exact power of two that is taken back in the
+backward, in the wider factor of the upstream gradient.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def gradient_scale(number: int, scale: float) -> float:
+    """What a layer's unscaled gradient is multiplied with: 2 * scale / number, and 0 for an empty layer."""
+    return 2.0 * scale / number if number else 0.0
+
+
+def stored_scale(number: int, scale: float, dtype: torch.dtype) -> float:
+    """The part of :func:`gradient_scale` that a stored gradient of this dtype holds already."""
+    full = gradient_scale(number, scale)
+    return math.ldexp(full, -float16_exponent(full)) if dtype == torch.float16 else full
+
+
+def float16_exponent(full_scale: float) -> int:
+    """The k for which ``full_scale / 2**k`` is in [1/8, 1/4).
+
+    An element of the unscaled gradient is at most twice the largest difference of two float16 maps, 2 * 131008, so
+    that a quarter of it never overflows.
+    """
+    return math.frexp(full_scale)[1] + 2 if full_scale else 0
+
+
+torch.library.define(
+    "skd::scale_gradients", "(Tensor[] stored, Tensor upstream, SymInt[] numbers, float[] scales) -> Tensor[]"
+)
+
+
+@torch.library.impl("skd::scale_gradients", "CompositeExplicitAutograd")
+def _scale_gradients(stored, upstream, numbers, scales):
+    outputs = [torch.empty_like(g) for g in stored]
+    _scale_into(stored, outputs, _factors(stored, upstream, numbers, scales))
+    return outputs
+
+
+@torch.library.register_fake("skd::scale_gradients")
+def _scale_gradients_fake(stored, upstream, numbers, scales):
+    return [torch.empty_like(g) for g in stored]
+
+
+def _factors(stored, upstream, numbers, scales) -> Tensor:
+    """What each layer's stored gradient is multiplied with: the upstream gradient, float16 exponents undone."""
+    if all(g.dtype != torch.float16 for g in stored):
+        return upstream
+    exponents = [
+        float16_exponent(gradient_scale(number, scale)) if g.dtype == torch.float16 else 0
+        for g, number, scale in zip(stored, numbers, scales, strict=True)
+    ]
+    # In float64 every power of two that can occur is exact.
+    powers = torch.tensor([math.ldexp(1.0, k) for k in exponents], dtype=torch.float64)
+    return upstream.double() * powers.to(upstream.device)
+
+
+def _scale_into(stored: Sequence[Tensor], outputs: Sequence[Tensor], factors: Tensor) -> None:
+    if factors.device.type == "cpu":
+        # Reading a CPU tensor costs no synchronisation, so an upstream gradient of 1 costs nothing at all. A Python
+        # number keeps its precision in a product with 16-bit numbers, where a 0-dim tensor is rounded first.
+        for gradient, out, factor in zip(stored, outputs, factors.tolist(), strict=True):
+            if factor != 1.0:
+                torch.mul(gradient, factor, out=out)
+            elif out is not gradient:
+                out.copy_(gradient)
+        return
+    for gradient, out, factor in zip(stored, outputs, factors.unbind(), strict=True):
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        out.copy_(gradient.to(wide) * factor.to(wide))
+
+
+def is_plain_eager(tensors: Sequence[Tensor]) -> bool:
+    """Whether nothing traces, fakes or records these tensors, so that the dispatcher may be passed by."""
+    if torch.compiler.is_compiling() or _dispatch_modes() > 0:
+        return False
+    return all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+
+
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+
+
+def _graph_is_kept() -> bool:
+    """Whether backward may run again (retain_graph); True if this PyTorch cannot tell."""
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if keeps is None else keeps()
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """Passes gradients on and refuses to be differentiated, whatever the upstream gradient was."""
+
+    @staticmethod
+    def forward(ctx, *gradients):
+        return tuple(g.view_as(g) for g in gradients)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "skd's losses have no second derivative; for a gradient penalty use the plain PyTorch of skd.reference"
+        )
+
+
+def hand_out(
+    stored: Sequence[Tensor], upstream: Tensor, numbers: Sequence[int], scales: Sequence[float]
+) -> Sequence[Tensor]:
+    """The gradients of the students, inside a backward.
+
+    Args:
+        stored: what the forward kept; empty tensors where no gradient was needed.
+        upstream: ``[L]``, the gradient of the losses.
+        numbers, scales: as in :func:`gradient_scale`, per layer.
+    """
+    with torch.no_grad():
+        if is_plain_eager((upstream, *stored)) and not _graph_is_kept():
+            # Nothing will read the stored gradients again, so they become the result without a second buffer.
+            gradients = [g.detach() for g in stored]
+            _scale_into(gradients, gradients, _factors(gradients, upstream, numbers, scales))
+        else:
+            gradients = torch.ops.skd.scale_gradients(stored, upstream, numbers, scales)
+    if torch.is_grad_enabled():  # create_graph
+        gradients = _OnceDifferentiable.apply(*(g.requires_grad_() for g in gradients))
+    return gradients
