@@ -90,7 +90,7 @@ std::vector<double> spectral_align(std::vector<AlignLayer> layers, int threads) 
   static const int64_t cache = last_level_cache();
   int64_t bytes = 0;
   for (const AlignLayer& layer : layers) bytes += 2 * bytes_of(layer.student) + bytes_of(layer.teacher);
-  for (AlignLayer& layer : layers) layer.stream_gradient = layer.gradient.data != nullptr && bytes > cache;
+  for (AlignLayer& layer : layers) layer.stream_gradient = layer.gradient.data != nullptr && bytes > cache / 2;
 
   std::vector<int64_t> first_item{0};
   size_t scratch = 0;

@@ -28,7 +28,7 @@ template <class A>
 struct Cut {
   Path path;
   int64_t width;             // pooled channels
-  int64_t channels;          // in a block, at most; a multiple of kLanes
+  int64_t channels;          // in a block, at most; a multiple of kLanes where there are tiles
   int64_t rows;              // in a block, at most
   int64_t channels_in_item;  // on the path of planes
   int64_t items_in_image;
@@ -45,12 +45,15 @@ struct Cut {
       path = Path::rows;
     }
     if (path == Path::planes) {
-      const bool teacher_in_planes = order_of(layer.teacher) == Order::planes;
-      // Through a tile, more channels at a time: longer stretches of the teacher's memory.
-      channels = teacher_in_planes ? kLanes<A> : min64(4 * kLanes<A>, padded<A>(width));
-      rows = evenly(height, max64(1, kPlanesBytes / (kLanes<A> * int64_t(sizeof(A))) / columns));
-      channels_in_item =
-          channels * divide_up(min64(width, max64(1, kItemBytes / int64_t(sizeof(A)) / (height * columns))), channels);
+      const int64_t size = int64_t(sizeof(A)), plane = height * columns * size;
+      if (order_of(layer.teacher) == Order::planes) {
+        channels = max64(1, kPlanesBytes / plane);
+        rows = evenly(height, max64(1, 4 * kPlanesBytes / (columns * size)));
+      } else {  // through a tile: more channels at a time are longer stretches of the teacher's memory
+        channels = min64(4 * kLanes<A>, padded<A>(width));
+        rows = evenly(height, max64(1, kPlanesBytes / (kLanes<A> * size) / columns));
+      }
+      channels_in_item = channels * divide_up(min64(width, max64(1, kItemBytes / plane)), channels);
       items_in_image = divide_up(width, channels_in_item);
       return;
     }
@@ -91,7 +94,8 @@ inline bool align_short_planes(const AlignLayer& layer, const Block& block, int6
   if (run == nullptr || !readable || student.dtype != DType::float32 || layer.row_weight == 0) return false;
   float* out = with_gradient ? at<float>(gradient, block.image, block.channel, block.row) : nullptr;
   // Rows do not begin where vectors do, so a gradient to be streamed is collected first.
-  const bool streamed = with_gradient && layer.stream_gradient && positions == plane && gradient.stride[1] == plane;
+  const bool contiguous = block.channels == 1 || (positions == plane && gradient.stride[1] == plane);
+  const bool streamed = with_gradient && layer.stream_gradient && contiguous;
   const int64_t out_stride = streamed ? positions : gradient.stride[1];
   if (streamed) out = scratch;
   // Where planes follow each other in all three maps they are one long plane.
