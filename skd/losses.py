@@ -26,15 +26,14 @@ def spectral_loss(
 ) -> Tensor:
     """The functional form of :class:`SpectralLoss`; arguments, result and errors are described there."""
     _check_options(match, reduction, bands, focal, return_spectra)
-    backends.requested(backend)
+    return _align(student, teacher, match, weights, reduction, backend)
+
+
+def _align(student, teacher, match, weights, reduction, backend) -> Tensor:
     students, teachers = _layers(student, "student"), _layers(teacher, "teacher")
     _check_layers(students, teachers)
-    count = len(students)
-    scales = _check_weights(weights, count)
-    if reduction == "mean":
-        scales = [scale / count for scale in scales]
-    losses = spectral_align(students, teachers, scales, match, backend)
-    return losses if reduction == "none" else losses.sum()
+    scales = _scales(weights, reduction, len(students))
+    return spectral_align(students, teachers, scales, match, backend, reduce=reduction != "none")
 
 
 class SpectralLoss(torch.nn.Module):
@@ -94,9 +93,7 @@ class SpectralLoss(torch.nn.Module):
             ValueError: shapes, devices or numbers of layers that do not go together, or a trainable teacher.
             RuntimeError: a backend asked for by name that cannot serve these tensors.
         """
-        return spectral_loss(
-            student, teacher, self.match, weights=self.weights, reduction=self.reduction, backend=self.backend
-        )
+        return _align(student, teacher, self.match, self.weights, self.reduction, self.backend)
 
     def extra_repr(self) -> str:
         options = {"weights": self.weights, "backend": self.backend}
@@ -114,12 +111,13 @@ def _check_options(match, reduction, bands, focal, return_spectra) -> None:
             raise ValueError(f"{name} needs a Fourier transform, which this version of skd does not have; leave it out")
 
 
-def _check_weights(weights: float | Sequence[float] | None, count: int) -> list[float]:
+def _scales(weights: float | Sequence[float] | None, reduction: str, count: int) -> list[float]:
     if weights is None or isinstance(weights, (int, float)):
-        return [1.0 if weights is None else float(weights)] * count
+        weights = [1.0 if weights is None else weights] * count
     if len(weights) != count:
         raise ValueError(f"weights has {len(weights)} numbers for {count} layers; give one per layer, or one for all")
-    return [float(weight) for weight in weights]
+    shares = count if reduction == "mean" else 1
+    return [float(weight) / shares for weight in weights]
 
 
 def _layers(maps: Tensor | Sequence[Tensor], role: str) -> list[Tensor]:
@@ -138,33 +136,36 @@ def _check_layers(students: list[Tensor], teachers: list[Tensor]) -> None:
             f"{len(students)} student maps but {len(teachers)} teacher maps; give one teacher map for each student map"
         )
     for index, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
-        for role, x in (("student", student), ("teacher", teacher)):
-            _check_map(f"{role} map {index}", x)
-        s, t = tuple(student.shape), tuple(teacher.shape)
-        if s[0] != t[0]:
-            raise ValueError(f"layer {index}: the batch sizes differ, student {s} and teacher {t}; feed both one batch")
-        if s[2:] != t[2:]:
-            raise ValueError(
-                f"layer {index}: the spatial sizes differ, student {s} and teacher {t}; "
-                f"pair layers of equal height and width, or interpolate one map first"
-            )
+        _check_map("student", index, student)
+        _check_map("teacher", index, teacher)
+        s, t = student.shape, teacher.shape
+        if s[0] != t[0] or s[2:] != t[2:]:
+            raise ValueError(f"layer {index}: {_shape_mismatch(tuple(s), tuple(t))}")
         if teacher.requires_grad:
             raise ValueError(f"layer {index}: {TEACHER_REQUIRES_GRAD}")
-        for role, x in (("student", student), ("teacher", teacher)):
-            if x.device != students[0].device:
-                raise ValueError(
-                    f"layer {index}: the {role} map is on {x.device}, the first student map on "
-                    f"{students[0].device}; move all maps to one device"
-                )
+        if not students[0].device == student.device == teacher.device:
+            raise ValueError(
+                f"layer {index}: the student map is on {student.device}, the teacher map on {teacher.device}, and the "
+                f"first student map on {students[0].device}; move all maps to one device"
+            )
 
 
-def _check_map(name: str, x: Tensor) -> None:
+def _shape_mismatch(s: tuple, t: tuple) -> str:
+    if s[0] != t[0]:
+        return f"the batch sizes differ, student {s} and teacher {t}; feed both one batch"
+    return (
+        f"the spatial sizes differ, student {s} and teacher {t}; "
+        f"pair layers of equal height and width, or interpolate one map first"
+    )
+
+
+def _check_map(role: str, index: int, x: Tensor) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is a {type(x).__name__}; give a Tensor [B, C, H, W]")
+        raise TypeError(f"{role} map {index} is a {type(x).__name__}; give a Tensor [B, C, H, W]")
     if x.dtype not in _FLOATING:
-        raise TypeError(f"{name} is {x.dtype}; convert it to float32, float64, bfloat16 or float16")
+        raise TypeError(f"{role} map {index} is {x.dtype}; convert it to float32, float64, bfloat16 or float16")
     if x.ndim != 4:
         hint = "; skd.tokens_to_map turns tokens [B, N, C] into a map" if x.ndim == 3 else ""
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; give [B, C, H, W]{hint}")
+        raise ValueError(f"{role} map {index} has shape {tuple(x.shape)}; give [B, C, H, W]{hint}")
     if 0 in x.shape[1:]:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; only the batch may be empty")
+        raise ValueError(f"{role} map {index} has shape {tuple(x.shape)}; only the batch may be empty")

@@ -98,7 +98,7 @@ def test_the_environment_chooses(monkeypatch):
     from skd.ops import spectral_align
 
     spied = {
-        name: lambda layers, name=name, run=run: used.append(name) or run(layers)
+        name: lambda *args, name=name, run=run: used.append(name) or run(*args)
         for name, run in spectral_align.IMPLEMENTATIONS.items()
     }
     monkeypatch.setattr(spectral_align, "IMPLEMENTATIONS", spied)

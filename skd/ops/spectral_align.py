@@ -22,9 +22,14 @@ TEACHER_REQUIRES_GRAD = (
 
 
 def spectral_align(
-    students: list[Tensor], teachers: list[Tensor], scales: list[float], match: str, backend: str | None
+    students: list[Tensor],
+    teachers: list[Tensor],
+    scales: list[float],
+    match: str,
+    backend: str | None,
+    reduce: bool,
 ) -> Tensor:
-    """The losses of a list of layers, each times its scale.
+    """The losses of a list of layers, each times its scale, or their sum.
 
     Args:
         students: per layer ``[B, Cs, H, W]``.
@@ -32,16 +37,20 @@ def spectral_align(
         scales: per layer the factor of its loss.
         match: one of ``MATCHES``.
         backend: a name, or None for the best.
+        reduce: whether the losses are added up.
 
     Returns:
-        ``[L]`` in float32, or in float64 if any map is float64.
+        ``[L]``, or a scalar if reduced, in float32, or in float64 if any map is float64.
     """
     needs_gradient = [torch.is_grad_enabled() and s.requires_grad for s in students]
-    if not is_plain_eager((*students, *teachers)):
-        return torch.ops.skd.spectral_align(students, teachers, scales, match, needs_gradient, backend)[0]
-    if any(needs_gradient):
-        return _Eager.apply(teachers, scales, match, needs_gradient, backend, *students)
-    return _forward(students, teachers, scales, match, needs_gradient, backend)[0]
+    arguments = (students, teachers, scales, match, needs_gradient, backend)
+    if is_plain_eager(students) and is_plain_eager(teachers):
+        if True in needs_gradient:
+            return _Eager.apply(arguments, reduce, *students)
+        losses = _forward(*arguments)[0]
+    else:
+        losses = torch.ops.skd.spectral_align(*arguments)[0]
+    return losses.sum() if reduce else losses
 
 
 # --- The coefficients, computed once for every backend ---
@@ -82,8 +91,7 @@ def _forward(students, teachers, scales, match, needs_gradient, backend):
             }
         )
     name = backends.choose(backend, students[0].device, IMPLEMENTATIONS, "spectral_align")
-    losses = IMPLEMENTATIONS[name](layers)
-    return losses.to(_losses_dtype(students, teachers)), gradients
+    return IMPLEMENTATIONS[name](layers, _losses_dtype(students, teachers)), gradients
 
 
 def _empty_gradients(students: Sequence[Tensor], needs_gradient: Sequence[bool]) -> list[Tensor]:
@@ -97,7 +105,7 @@ def _losses_dtype(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> tor
     return torch.float64 if torch.float64 in {x.dtype for x in (*students, *teachers)} else torch.float32
 
 
-def _run_reference(layers: list[dict]) -> Tensor:
+def _run_reference(layers: list[dict], dtype: torch.dtype) -> Tensor:
     losses = []
     for layer in layers:
         coefficients = (layer["row_weight"], layer["loss_scale"], layer["gradient_scale"])
@@ -105,11 +113,10 @@ def _run_reference(layers: list[dict]) -> Tensor:
         losses.append(loss)
         if layer["gradient"] is not None:
             layer["gradient"].copy_(gradient)
-    dtype = torch.float64 if torch.float64 in {loss.dtype for loss in losses} else torch.float32
     return torch.stack([loss.to(dtype) for loss in losses])
 
 
-def _run_cpu(layers: list[dict]) -> Tensor:
+def _run_cpu(layers: list[dict], dtype: torch.dtype) -> Tensor:
     extension = backends.load("cpu")
     described = [
         extension.AlignLayer(
@@ -122,7 +129,7 @@ def _run_cpu(layers: list[dict]) -> Tensor:
         )
         for layer in layers
     ]
-    return torch.tensor(extension.spectral_align(described, torch.get_num_threads()), dtype=torch.float64)
+    return torch.tensor(extension.spectral_align(described, torch.get_num_threads()), dtype=dtype)
 
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -153,15 +160,20 @@ def _student_gradients(ctx, upstream: Tensor | None) -> list[Tensor | None]:
 
 
 class _Eager(torch.autograd.Function):
+    """The students come once more as arguments of their own, where autograd looks for what it differentiates."""
+
     @staticmethod
-    def forward(ctx, teachers, scales, match, needs_gradient, backend, *students):
-        losses, gradients = _forward(students, teachers, scales, match, needs_gradient, backend)
+    def forward(ctx, arguments, reduce, *_):
+        students, teachers, scales, match, needs_gradient, _ = arguments
+        losses, gradients = _forward(*arguments)
         _save(ctx, students, teachers, scales, match, needs_gradient, gradients)
-        return losses
+        return losses.sum() if reduce else losses
 
     @staticmethod
     def backward(ctx, upstream):
-        return None, None, None, None, None, *_student_gradients(ctx, upstream)
+        if upstream is not None and upstream.ndim == 0:
+            upstream = upstream.expand(len(ctx.numbers))
+        return None, None, *_student_gradients(ctx, upstream)
 
 
 torch.library.define(

@@ -52,7 +52,7 @@ def _scale_gradients_fake(stored, upstream, numbers, scales):
 
 def _factors(stored, upstream, numbers, scales) -> Tensor:
     """What each layer's stored gradient is multiplied with: the upstream gradient, float16 exponents undone."""
-    if all(g.dtype != torch.float16 for g in stored):
+    if torch.float16 not in [g.dtype for g in stored]:
         return upstream
     exponents = [
         float16_exponent(gradient_scale(number, scale)) if g.dtype == torch.float16 else 0
@@ -82,9 +82,10 @@ def is_plain_eager(tensors: Sequence[Tensor]) -> bool:
     """Whether nothing traces, fakes or records these tensors, so that the dispatcher may be passed by."""
     if torch.compiler.is_compiling() or _dispatch_modes() > 0:
         return False
-    return all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+    return _PLAIN.issuperset(map(type, tensors))
 
 
+_PLAIN = {Tensor, torch.nn.Parameter}
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 
@@ -119,7 +120,7 @@ def hand_out(
         numbers, scales: as in :func:`gradient_scale`, per layer.
     """
     with torch.no_grad():
-        if is_plain_eager((upstream, *stored)) and not _graph_is_kept():
+        if type(upstream) is Tensor and is_plain_eager(stored) and not _graph_is_kept():
             # Nothing will read the stored gradients again, so they become the result without a second buffer.
             gradients = [g.detach() for g in stored]
             _scale_into(gradients, gradients, _factors(gradients, upstream, numbers, scales))
