@@ -1,0 +1,123 @@
+"""The command ``skd``: distill, bench, env.
+
+Each subcommand's options come from a dataclass through tyro. What a subcommand needs is imported when it runs, so that
+``skd --help`` and ``skd --version`` are immediate and ``skd env`` works in an installation that lacks everything else.
+"""
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+
+import skd
+from skd.distill.errors import DistillError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+"""128 + SIGINT, as shells report it."""
+
+_TRAIN_MODULES = ("tyro", "rich", "timm", "torchvision", "sklearn", "matplotlib", "yaml", "safetensors")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; default ``sys.argv[1:]``.
+
+    Returns:
+        Exit status: 0, 2 for a mistake in what was asked for (one line on standard error), 130 after Ctrl-C, or what
+        the subcommand returns. Any other exception is a defect and keeps its traceback.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        print(_help(), file=sys.stderr)
+        return USER_ERROR
+    command, arguments = argv[0], argv[1:]
+    if command in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if command in ("-V", "--version"):
+        print(f"skd {skd.__version__}")
+        return 0
+    if command not in _COMMANDS:
+        close = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(_COMMANDS)}"
+        return _fail(f"skd has no subcommand {command!r}; {hint}")
+    try:
+        return _COMMANDS[command][1](arguments)
+    except DistillError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:  # tyro, after --help or a wrong option
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _distill(arguments: list[str]) -> int:
+    _require("distill", _TRAIN_MODULES)
+    from skd.distill.config import DistillConfig
+
+    config = _parse(DistillConfig, arguments, "distill")
+    from skd.distill.experiment import run
+
+    return run(config)
+
+
+def _bench(arguments: list[str]) -> int:
+    _require("bench", ("tyro",))
+    from skd.bench import BenchConfig, run
+
+    return run(_parse(BenchConfig, arguments, "bench"))
+
+
+def _env(arguments: list[str]) -> int:
+    if arguments:
+        asked = arguments[0] in ("-h", "--help")
+        usage = "usage: skd env    (no options): versions, compilers, and why each backend is or is not available"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else USER_ERROR
+    from skd.env import main as env_main
+
+    return env_main()
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "distill": ("train a student with and without the spectral loss; no options: a demonstration on digits", _distill),
+    "bench": ("time the loss against plain PyTorch on this machine", _bench),
+    "env": ("versions, compilers, and why each backend is or is not available", _env),
+}
+
+
+def _parse(config_type, arguments: list[str], command: str):
+    import tyro
+
+    return tyro.cli(
+        config_type,
+        prog=f"skd {command}",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _require(command: str, modules: Sequence[str]) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DistillError(f'skd {command} needs {", ".join(missing)}: pip install "skd[train]"')
+
+
+def _help() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, (summary, _) in _COMMANDS.items())
+    return (
+        "usage: skd [--help] [--version] <subcommand> [options]\n\n"
+        "Spectral knowledge distillation for PyTorch vision models.\n\n"
+        f"subcommands:\n{lines}\n\n"
+        "skd <subcommand> --help lists its options."
+    )
+
+
+def _fail(sentence: str) -> int:
+    print(f"skd: {' '.join(sentence.split())}", file=sys.stderr)
+    return USER_ERROR

@@ -1,0 +1,148 @@
+"""What a run found: the summary, the table on the screen, and what the numbers allow to say."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+STANDARD_ERRORS = 2
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm over its seeds, each tested after its last epoch.
+
+    Attributes:
+        name, label: of the arm, for files and for people.
+        correct: test images recognised, per seed.
+        test_images: how many there are.
+        parameters: of the trained model.
+        seconds: training and testing, per seed.
+    """
+
+    name: str
+    label: str
+    correct: tuple[int, ...]
+    test_images: int
+    parameters: int
+    seconds: tuple[float, ...]
+
+    @property
+    def top1(self) -> list[float]:
+        """Percent of the test images, per seed."""
+        return [100 * correct / self.test_images for correct in self.correct]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.top1)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation over the seeds in points; None for one seed."""
+        return statistics.stdev(self.top1) if len(self.correct) > 1 else None
+
+    def to_dict(self) -> dict:
+        return {
+            "label": self.label,
+            "test_top1_mean": self.mean,
+            "test_top1_deviation": self.deviation,
+            "test_top1": self.top1,
+            "test_correct": list(self.correct),
+            "parameters": self.parameters,
+            "seconds": list(self.seconds),
+        }
+
+
+def noise(a: ArmResult, b: ArmResult) -> float:
+    """Two standard errors of the difference of two arms' mean top-1, in points.
+
+    Two sources add up: the test images are a sample (binomial, p (1 - p) / images for each arm; not smaller for more
+    seeds, as all are tested on the same images), and the seeds are a sample (variance / seeds). That both arms see the
+    same images makes the true error smaller; the figure is on the careful side. One seed cannot tell its own part.
+    """
+    variance = 0.0
+    for arm in (a, b):
+        # Half an image either way keeps a perfect score from having no error at all.
+        p = min(max(arm.mean / 100, 0.5 / arm.test_images), 1 - 0.5 / arm.test_images)
+        variance += 100**2 * p * (1 - p) / arm.test_images
+        if arm.deviation is not None:
+            variance += arm.deviation**2 / len(arm.correct)
+    return STANDARD_ERRORS * math.sqrt(variance)
+
+
+def conclusions(teacher: ArmResult, students: Sequence[ArmResult], *, task: str, quick: bool) -> list[str]:
+    """Sentences that say what the numbers show, and no more."""
+    images = students[0].test_images
+    one = 100 / images
+    sentences = []
+    if quick:
+        sentences.append("A quick run: it shows that everything works, and its accuracies mean nothing.")
+    if task == "digits":
+        sentences.append(
+            f"This is a demonstration on {images} test images of 8x8 pixels, where one image is {one:.2f} points; "
+            "it cannot tell which loss is better on real photographs."
+        )
+    else:
+        sentences.append(f"The test set has {images} images; one image is {one:.2g} points.")
+    pairs = [(arm, base) for base, arm in zip(students, students[1:], strict=False)]
+    if len(students) > 2:
+        pairs.append((students[-1], students[0]))
+    sentences += [_comparison(arm, base) for arm, base in pairs]
+    if teacher.mean <= students[0].mean:
+        sentences.append(
+            f"The teacher ({teacher.mean:.2f}%) is not better than the student trained on labels only "
+            f"({students[0].mean:.2f}%), so there is little to learn from it."
+        )
+    if len(students[0].correct) == 1:
+        sentences.append("One seed cannot show how much a run varies by chance; --seeds 5 would.")
+    return sentences
+
+
+def _comparison(arm: ArmResult, base: ArmResult) -> str:
+    difference = arm.mean - base.mean
+    limit = noise(arm, base)
+    text = (
+        f'"{arm.label}" against "{base.label}": {_points(difference)} ({_images(difference * arm.test_images / 100)})'
+    )
+    if abs(difference) <= limit:
+        return f"{text}, within the noise of {limit:.2f} points (two standard errors): no difference is shown."
+    seeds = len(arm.correct)
+    over = "one seed" if seeds == 1 else f"{seeds} seeds"
+    return f"{text}, more than the noise of {limit:.2f} points (two standard errors), for these images and {over}."
+
+
+def _points(difference: float) -> str:
+    return f"{difference:+.2f} points"
+
+
+def _images(count: float) -> str:
+    rounded = round(count, 1)
+    whole = f"{rounded:+.0f}" if rounded == int(rounded) else f"{rounded:+.1f}"
+    return f"{whole} image{'' if abs(rounded) == 1 else 's'}"
+
+
+def print_table(console, results: Sequence[ArmResult], title: str) -> None:
+    """The final table, to a rich console."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("model and training")
+    seeds = max(len(result.correct) for result in results)
+    if seeds > 1:
+        table.caption = f"mean ± standard deviation over {seeds} seeds; seconds of all seeds"
+        table.caption_justify = "left"
+    for column in ("test top-1 (%)", "images", "parameters", "seconds"):
+        table.add_column(column, justify="right")
+    for result in results:
+        deviation = "" if result.deviation is None else f" ± {result.deviation:.2f}"
+        correct = statistics.fmean(result.correct)
+        table.add_row(
+            result.label,
+            f"{result.mean:.2f}{deviation}",
+            f"{correct:.0f} of {result.test_images}"
+            if correct == int(correct)
+            else f"{correct:.1f} of {result.test_images}",
+            f"{result.parameters:,}",
+            f"{sum(result.seconds):.1f}",
+        )
+    console.print(table)
