@@ -1,9 +1,18 @@
 """Fixtures shared by all tests."""
 
+import importlib.util
+import os
+import sys
+
 import pytest
 import torch
 
 from skd.ops import backends
+
+if "SKD_TEST_EXTENSION" in os.environ:  # test another build of the kernels in place of the installed one
+    spec = importlib.util.spec_from_file_location("skd._cpu", os.environ["SKD_TEST_EXTENSION"])
+    sys.modules["skd._cpu"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["skd._cpu"])
 
 
 def kernels() -> list[str]:

@@ -26,7 +26,7 @@ struct ShortRow {
   }
 };
 
-#if defined(__AVX512F__)
+#if SKD_AVX512
 template <int kColumns>
 struct ShortRow<kColumns, true> {
   static constexpr int kCount = 1;

@@ -10,11 +10,20 @@
 #include <immintrin.h>
 #endif
 
+// A test sets this itself, to run the code for AVX-512 on processors without it (tests/native).
+#if !defined(SKD_AVX512)
+#if defined(__AVX512F__)
+#define SKD_AVX512 1
+#else
+#define SKD_AVX512 0
+#endif
+#endif
+
 namespace skd {
 namespace SKD_ISA {
 namespace {
 
-#if defined(__AVX512F__)
+#if SKD_AVX512
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
@@ -91,7 +100,7 @@ struct Access<float, bfloat16> {
   }
 };
 
-#if defined(__AVX512F__)
+#if SKD_AVX512
 template <>
 struct Access<float, float16> {
   static inline Vector<float> load(const float16* p) {
@@ -118,7 +127,7 @@ struct Access<float, float16> {
 // Stores past the caches, to an address aligned to a vector; finish_streams() before anybody else may read.
 template <class A>
 inline void stream(A* p, Vector<A> v) {
-#if defined(__AVX512F__)
+#if SKD_AVX512
   _mm512_stream_ps(reinterpret_cast<float*>(p), bit_cast<__m512>(v));
 #elif defined(__AVX2__)
   _mm256_stream_ps(reinterpret_cast<float*>(p), bit_cast<__m256>(v));
@@ -167,7 +176,7 @@ inline Vector<A> exchanged(Vector<A> v, Lanes<I...>) {
 // x[2i] + x[2i+1] over the two vectors a, b in order.
 template <class A>
 inline Vector<A> add_pairs(Vector<A> a, Vector<A> b) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__) && !SKD_AVX512
   if constexpr (kWidth<A> == 8) {
     const __m256d sums = _mm256_castps_pd(_mm256_hadd_ps(__m256(a), __m256(b)));
     return Vector<A>(_mm256_castpd_ps(_mm256_permute4x64_pd(sums, 0xd8)));
@@ -180,7 +189,7 @@ inline Vector<A> add_pairs(Vector<A> a, Vector<A> b) {
 template <class A>
 inline void transpose(Vector<A>* rows) {
   constexpr int n = kWidth<A>;
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__) && !SKD_AVX512
   if constexpr (n == 8) {
     // Pairs, then quadruples within 128-bit halves, then the halves themselves: 24 shuffles.
     __m256 pair[8], four[8];

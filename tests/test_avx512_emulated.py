@@ -1,0 +1,54 @@
+"""The AVX-512 kernels on processors without AVX-512: their few intrinsics emulated, their 64-byte vectors split by the
+compiler. What runs natively elsewhere is the same source."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", f"-I{ROOT / 'csrc'}"]
+
+
+def flag_of_this_processor(name: str) -> bool:
+    try:
+        return name in Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-512 is of x86-64")
+@pytest.mark.skipif(CXX is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(not flag_of_this_processor("f16c"), reason="the emulation itself needs F16C")
+def test_the_matrix_passes_with_vectors_of_sixteen_lanes(tmp_path):
+    import pybind11
+
+    includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    wide = ["-DSKD_AVX512=1", "-mavx2", "-mfma", "-mf16c", "-include", str(ROOT / "tests/native/avx512_emulation.h")]
+    objects = []
+    for source, extra in (("module", []), ("thread_pool", []), ("spectral_align", ["-DSKD_ISA=baseline", *wide])):
+        objects.append(tmp_path / f"{source}.o")
+        command = [CXX, *FLAGS, *includes, *extra, "-c", ROOT / f"csrc/cpu/{source}.cpp", "-o", objects[-1]]
+        subprocess.run(command, check=True)
+    library = tmp_path / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    subprocess.run([CXX, "-shared", "-pthread", *objects, "-o", library], check=True)
+
+    tests = ["test_loss_and_gradient_are_those_of_float64", "test_large_calls", "test_any_upstream", "test_opcheck"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_spectral_align.py"]
+    done = subprocess.run(
+        [*command, "-k", f"({' or '.join(tests)}) and not reference"],
+        cwd=ROOT,
+        env={**os.environ, "SKD_TEST_EXTENSION": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert int(done.stdout.rsplit(" passed", 1)[0].split()[-1]) > 800  # the matrix, twice
