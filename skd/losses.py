@@ -1,6 +1,7 @@
 """The spectral alignment loss: checks, layers and reduction around the operation."""
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -71,7 +72,8 @@ class SpectralLoss(torch.nn.Module):
         _check_options(match, reduction, bands, focal, return_spectra)
         backends.requested(backend)
         self.match = match
-        self.weights = [float(w) for w in weights] if isinstance(weights, Sequence) else weights
+        self.weights = list(weights) if isinstance(weights, Sequence) else weights
+        _scales(weights, reduction, len(weights) if isinstance(weights, Sequence) else 1)
         self.reduction = reduction
         self.backend = backend
 
@@ -112,8 +114,10 @@ def _check_options(match, reduction, bands, focal, return_spectra) -> None:
 
 
 def _scales(weights: float | Sequence[float] | None, reduction: str, count: int) -> list[float]:
-    if weights is None or isinstance(weights, (int, float)):
+    if weights is None or isinstance(weights, Real):
         weights = [1.0 if weights is None else weights] * count
+    if not isinstance(weights, Sequence) or not all(isinstance(weight, Real) for weight in weights):
+        raise TypeError(f"weights must be a number or a sequence of numbers, not {weights!r}; they are not learnt")
     if len(weights) != count:
         raise ValueError(f"weights has {len(weights)} numbers for {count} layers; give one per layer, or one for all")
     shares = count if reduction == "mean" else 1

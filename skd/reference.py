@@ -104,14 +104,17 @@ def same_parity_row_sums(d: Tensor) -> Tensor:
 
 def unpool_channels(gradient: Tensor, channels: int) -> Tensor:
     """The adjoint of :func:`pool_channels`: ``[B, width, H, W] -> [B, channels, H, W]``."""
-    batch, width, height, columns = gradient.shape
+    width = gradient.shape[1]
     if channels == width:
         return gradient
-    starts = torch.arange(width, device=gradient.device) * channels // width
-    ends = ((torch.arange(width, device=gradient.device) + 1) * channels + width - 1) // width
-    channel = torch.arange(channels, device=gradient.device)[:, None]
-    inside = ((channel >= starts) & (channel < ends)).to(gradient.dtype) / (ends - starts)
-    return torch.einsum("ci,bihw->bchw", inside, gradient)
+    window = torch.arange(width, device=gradient.device)
+    lengths = ((window + 1) * channels + width - 1) // width - window * channels // width
+    shares = gradient / lengths[:, None, None]
+    # A channel is in one window or, where two of them overlap, in both.
+    channel = torch.arange(channels, device=gradient.device)
+    first, last = channel * width // channels, ((channel + 1) * width - 1) // channels
+    both = (first != last)[:, None, None]
+    return shares[:, first] + torch.where(both, shares[:, last], 0)
 
 
 def spectral_align(

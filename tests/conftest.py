@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -23,18 +24,27 @@ def kernels() -> list[str]:
     return names
 
 
-@pytest.fixture(params=kernels())
-def backend(request):
-    """The name of a backend; for the CPU each instruction set of this processor in turn."""
-    name, _, isa = request.param.partition(":")
+@contextlib.contextmanager
+def using(kernel: str):
+    """Makes one of :func:`kernels` the one that runs; gives the backend's name."""
+    name, _, isa = kernel.partition(":")
     if not isa:
         yield name
         return
     extension = backends.load("cpu")
     before = extension.instruction_set()
     extension.use_instruction_set(isa)
-    yield name
-    extension.use_instruction_set(before)
+    try:
+        yield name
+    finally:
+        extension.use_instruction_set(before)
+
+
+@pytest.fixture(params=kernels())
+def backend(request):
+    """The name of a backend; for the CPU each instruction set of this processor in turn."""
+    with using(request.param) as name:
+        yield name
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_floor_counts_each_map_once():
 
 
 def test_copy_moves_the_floor():
-    case = Case(Shape(12, 20, 6, 5, 3), "nchw", "float32")
+    case = Case(Shape(12, 20, 6, 5, 3), "nchw", "float32", upstream=0.2)
     run = measured.Run(next(v for v in measured.VARIANTS if v.name == COPY), case, measured.make_maps(case))
     copied = run.forward()
     assert 2 * copied.nbytes == case.floor_bytes("both")
@@ -120,12 +120,12 @@ def test_every_implementation_is_right_on_its_own_terms(layout, dtype, match):
 
 @pytest.fixture(scope="module")
 def expected():
-    case = Case(Shape(12, 20, 6, 5, 3), "nchw", "float32")
+    case = Case(Shape(12, 20, 6, 5, 3), "nchw", "float32", upstream=0.2)
     return correctness.truth(case, measured.make_maps(case))
 
 
 def test_truth_is_the_closed_form_too(expected):
-    case = Case(Shape(12, 20, 6, 5, 3), "nchw", "float32")
+    case = Case(Shape(12, 20, 6, 5, 3), "nchw", "float32", upstream=0.2)
     maps = measured.make_maps(case)
     student = maps.student.detach().double().requires_grad_()
     loss = reference.spectral_align_closed_form(student, maps.teacher.double())
@@ -316,7 +316,7 @@ def test_a_measurement_leaves_complete_rows(tmp_path, capsys):
             assert float(row["ratio_to_published_nchw"]) == pytest.approx(ratio)
             assert float(row["times_copy"]) == pytest.approx(float(row["median_ms"]) / float(copy["median_ms"]))
     document = json.loads((tmp_path / "out" / "rows.json").read_text())
-    assert len(document["rows"]) == len(found) and document["conditions"]["upstream_gradient"] == 0.2
+    assert len(document["rows"]) == len(found) and document["conditions"]["upstream_gradient"] == 1.0
     assert all(len(v) == 2 for s in document["samples"] for v in s["milliseconds"].values())
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["rows.csv", "rows.json"]
     for title in ("tokens, float32, complex, 1 thread;", "nchw, float32, complex, 2 threads;", "geometric mean"):

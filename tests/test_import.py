@@ -53,6 +53,29 @@ def test_a_forked_child_computes_with_threads_of_its_own():
     )
 
 
+def test_a_child_forked_from_a_busy_process_still_has_a_pool():
+    if backends.backends()["cpu"] is not True:
+        pytest.skip("no compiled CPU kernels in this installation")
+    run(
+        "import os, threading, torch, skd\n"
+        "torch.set_num_threads(2)\n"
+        "s, t = torch.randn(32, 64, 14, 14), torch.randn(32, 64, 14, 14)\n"
+        "call = lambda: skd.spectral_loss(s, t, backend='cpu').item()\n"
+        "expected, going = call(), True\n"
+        "def keep_busy():\n"
+        "    while going: call()\n"
+        "busy = threading.Thread(target=keep_busy); busy.start()\n"
+        "for _ in range(5):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        same = call() == expected\n"
+        "        threads = len(os.listdir('/proc/self/task')) if os.path.isdir('/proc/self/task') else 2\n"
+        "        os._exit(0 if same and threads >= 2 else 1)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "going = False; busy.join()"
+    )
+
+
 def test_many_python_threads_at_once_get_the_same_number():
     if backends.backends()["cpu"] is not True:
         pytest.skip("no compiled CPU kernels in this installation")

@@ -60,9 +60,21 @@ def test_one_weight_per_layer():
         skd.SpectralLoss(weights=[1.0])([MAP, MAP], [MAP, MAP])
 
 
+@pytest.mark.parametrize("weights", ["3", torch.tensor([0.5], requires_grad=True), torch.tensor(0.5), [None], {1: 2}])
+def test_weights_are_numbers(weights):
+    with pytest.raises(TypeError, match="numbers"):
+        skd.SpectralLoss(weights=weights)
+
+
+def test_weights_may_be_numpy_numbers():
+    numpy = pytest.importorskip("numpy")
+    halves = skd.spectral_loss(MAP, MAP + 1, weights=numpy.float32(0.5)), skd.spectral_loss(MAP, MAP + 1, weights=[0.5])
+    assert halves[0] == halves[1]
+
+
 def test_the_module_shows_its_options_and_has_no_parameters():
     loss = skd.SpectralLoss("mse", weights=[1, 2], reduction="sum")
-    assert repr(loss) == "SpectralLoss(match='mse', reduction='sum', weights=[1.0, 2.0])"
+    assert repr(loss) == "SpectralLoss(match='mse', reduction='sum', weights=[1, 2])"
     assert not list(loss.parameters()) and not loss.state_dict()
 
 

@@ -1,17 +1,20 @@
 """spectral_align: every backend against float64 of the published form, and the contract of the operation."""
 
+import functools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BF16, F16, F32, F64, ORDERS, Case, matrix
+from cases import BF16, F16, F32, F64, ORDERS, Case, constant_difference, matrix
+from conftest import kernels, using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 import skd
 from skd import reference
+from skd.bench import memory
 from skd.ops import backends
 from skd.ops.spectral_align import MATCHES
 
@@ -25,6 +28,10 @@ def float64_oracle(student, teacher, match):
     return loss.detach(), torch.autograd.grad(loss, s)[0]
 
 
+def case_is_random(x):
+    return x.detach().float().unique().numel() > x.numel() // 16
+
+
 def assert_close_to_float64(case, match, loss, gradient, student, teacher):
     expected_loss, expected = float64_oracle(student, teacher, match)
     exact = F64 in (student.dtype, teacher.dtype)
@@ -36,7 +43,9 @@ def assert_close_to_float64(case, match, loss, gradient, student, teacher):
     error, norm = (gradient.double() - expected).norm().item(), expected.norm().item()
     per_number = 4.0 / max(1, student.numel()) * noise * math.sqrt(max(1, student.numel()))
     smallest = {F16: 6e-8, BF16: 1e-40}.get(student.dtype, 1e-44) * math.sqrt(max(1, student.numel()))
-    assert error <= ROUNDING[student.dtype] * norm + per_number + smallest, (error, norm)
+    # Of many numbers rounded to nearest, the errors' root mean square is well below the largest; truncation's is not.
+    usual = 0.6 if student.dtype in (BF16, F16) and student.numel() >= 64 and case_is_random(student) else 1.0
+    assert error <= usual * ROUNDING[student.dtype] * norm + per_number + smallest, (error, norm)
     if norm > 10 * (per_number + smallest):
         cosine = (gradient.double() * expected).sum().item() / (gradient.double().norm().item() * norm)
         assert cosine > 1 - (1e-5 if student.dtype in (BF16, F16) else 1e-9)
@@ -55,6 +64,34 @@ def test_loss_and_gradient_are_those_of_float64(case, match, backend, poisoned):
     assert_close_to_float64(case, match, loss.detach(), gradient, student, teacher)
 
 
+@pytest.mark.parametrize("match", MATCHES)
+def test_gradients_written_past_the_caches(backend, match, poisoned):
+    """As large calls do it: the whole matrix, made to believe that it is large."""
+    if backend != "cpu":
+        pytest.skip("only the compiled kernels choose how to write")
+    before = backends.load("cpu").set_stream_above(-1)
+    try:
+        for case in matrix():
+            student, teacher = case.make()
+            loss = skd.spectral_loss(student, teacher, match, backend=backend)
+            (gradient,) = torch.autograd.grad(loss, student)
+            assert_close_to_float64(case, match, loss.detach(), gradient, student, teacher)
+    finally:
+        backends.load("cpu").set_stream_above(before)
+
+
+@pytest.mark.parametrize("order", ["nchw", "tokens", "sliced"])
+@pytest.mark.parametrize("shape", [(1, 16, 16, 56, 56), (1, 4, 4, 128, 128), (2, 512, 512, 7, 7), (1, 4, 4, 16, 512)])
+def test_equal_numbers_add_up_without_drift(backend, shape, order):
+    """Rounding errors of equal terms do not cancel: a long sum in float32 drifts, here up to 3e-5."""
+    case = Case(*shape, order, order, content=constant_difference)
+    student, teacher = case.make()
+    student = (student * 1.1).detach().requires_grad_()
+    loss = skd.spectral_loss(student, teacher, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert_close_to_float64(case, "complex", loss.detach(), gradient, student, teacher)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(0, 3),
@@ -70,13 +107,12 @@ def test_loss_and_gradient_are_those_of_float64(case, match, backend, poisoned):
 )
 def test_any_shape_order_and_dtype(match, **description):
     case = Case(**description)
-    for name in ("reference", "cpu"):
-        if backends.backends()[name] is not True:
-            continue
-        student, teacher = case.make()
-        loss = skd.spectral_loss(student, teacher, match, backend=name)
-        (gradient,) = torch.autograd.grad(loss, student)
-        assert_close_to_float64(case, match, loss.detach(), gradient, student, teacher)
+    for kernel in kernels():
+        with using(kernel) as name:
+            student, teacher = case.make()
+            loss = skd.spectral_loss(student, teacher, match, backend=name)
+            (gradient,) = torch.autograd.grad(loss, student)
+            assert_close_to_float64(case, match, loss.detach(), gradient, student, teacher)
 
 
 ONE = Case(2, 16, 32, 7, 7, "tokens", "nchw")
@@ -127,6 +163,23 @@ def test_a_float16_gradient_does_not_overflow_while_it_is_stored(backend):
     expected = float64_oracle(student, -student.detach(), "complex")[1]
     assert torch.isfinite(student.grad).all()
     torch.testing.assert_close(student.grad.double(), expected, rtol=2**-10, atol=0)
+
+
+@pytest.mark.parametrize("teacher_dtype, size", [(F32, 1e6), (BF16, 1e6), (F32, 1e-5)])
+def test_a_float16_student_of_a_teacher_with_more_range(backend, teacher_dtype, size):
+    student = torch.randn(4, 16, 28, 28).mul(1e-5 if size < 1 else 1).to(F16).requires_grad_()
+    teacher = (torch.randn(4, 16, 28, 28) * size).to(teacher_dtype)
+    (skd.spectral_loss(student, teacher, backend=backend) * 65536 / max(1.0, size)).backward()
+    expected = 65536 / max(1.0, size) * float64_oracle(student, teacher, "complex")[1]
+    assert (student.grad.double() - expected).norm() <= ROUNDING[F16] * expected.norm() + 6e-8 * 224
+
+
+def test_a_lazily_negated_map_is_read_as_it_is_meant(backend):
+    student, teacher = ONE.make()
+    negated = torch.complex(torch.zeros_like(teacher), -teacher).conj().imag
+    assert negated.is_neg() and torch.equal(negated, teacher)
+    loss, expected = (skd.spectral_loss(student, t, backend=backend) for t in (negated, teacher))
+    assert abs(loss - expected) < 1e-6
 
 
 def test_backward_may_run_again(backend):
@@ -196,6 +249,34 @@ def test_a_second_derivative_raises(backend):
     (gradient,) = torch.autograd.grad(skd.spectral_loss(student, teacher, backend=backend), student, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.square().sum().backward()
+
+
+def test_forward_mode_and_transforms_are_refused(backend):
+    student, teacher = ONE.make()
+    loss = functools.partial(skd.spectral_loss, backend=backend)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(student.detach(), torch.ones_like(student))
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            loss(dual, teacher)
+        loss(student, teacher)
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.func.grad(lambda s: loss(s, teacher))(student.detach())
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.func.vmap(loss)(student.detach()[:, None], teacher[:, None])
+
+
+def test_calls_past_the_checks_are_refused_not_computed(backend):
+    student, teacher = ONE.make()
+    call = torch.ops.skd.spectral_align
+    for s, t, match, scales in [
+        (student, teacher[:1], "complex", [1.0]),
+        (student, teacher[..., :3], "complex", [1.0]),
+        (student[:, :, :0], teacher[:, :, :0], "complex", [1.0]),
+        (student, teacher, "mes", [1.0]),
+        (student, teacher, "complex", []),
+    ]:
+        with pytest.raises((ValueError, RuntimeError)):
+            call([s.detach()], [t], scales, match, [True], backend)
 
 
 def test_a_trainable_teacher_is_refused(backend):
@@ -276,9 +357,11 @@ def test_offsets_beyond_32_bits(backend):
 
 @pytest.mark.parametrize("grid", [7, 14, 56])
 @pytest.mark.parametrize("dtype", [BF16, F16])
-def test_under_autocast_nothing_is_cast_down(backend, dtype, grid):
+@pytest.mark.parametrize("channels", [(16, 32), (32, 16), (20, 7)])
+def test_under_autocast_nothing_is_cast_down(backend, dtype, grid, channels):
     for student_dtype in (F32, dtype):
-        student, teacher = Case(1, 16, 32, grid, grid, student_dtype=student_dtype, teacher_dtype=dtype).make()
+        case = Case(1, *channels, grid, grid, student_dtype=student_dtype, teacher_dtype=dtype)
+        student, teacher = case.make()
         with torch.autocast("cpu", dtype):
             loss = skd.spectral_loss(student, teacher, backend=backend)
         loss.backward()
@@ -383,6 +466,25 @@ def test_large_calls_write_past_the_caches_and_still_every_number(poisoned, two_
         loss = skd.spectral_loss(student, teacher, backend="cpu")
         (gradient,) = torch.autograd.grad(loss, student)
         assert_close_to_float64(case, "complex", loss.detach(), gradient, student, teacher)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("orders", [("nchw", "nchw"), ("tokens", "nchw"), ("nchw", "tokens"), ("tokens", "tokens")])
+def test_extra_memory_is_the_gradient_and_less_than_a_megabyte(orders, dtype, two_threads):
+    if backends.backends()["cpu"] is not True:
+        pytest.skip("no compiled CPU kernels in this installation")
+    student, teacher = Case(16, 96, 192, 28, 28, *orders, dtype, dtype).make()
+
+    def step():  # a factor that is not 1, so that the backward has to scale
+        return torch.autograd.grad(skd.spectral_loss(student, teacher, backend="cpu") * 0.3, student)
+
+    step()
+    gradient = student.numel() * student.element_size()
+    assert gradient <= memory.peak_tensor_bytes(step) < gradient + 2**16
+    # What the kernel itself allocates shows in the process. The best of three: other threads of it allocate too.
+    resident = [memory.peak_resident_bytes(step) for _ in range(3)]
+    if None not in resident:
+        assert min(resident) < gradient + 2**20
 
 
 @pytest.mark.large

@@ -47,40 +47,52 @@ inline Rows<A, A> rows_of_tile(A* tile, int64_t columns, int64_t lanes) {
   return {tile, columns * lanes, lanes};
 }
 
-// Buffers for one row: its difference and the sums of its even and odd columns.
+// Buffers for one row: the sums of its even and of its odd columns, in two steps, and its difference.
 template <class A>
 inline int64_t row_scratch(int64_t columns, int64_t lanes) {
-  return (columns + 2) * lanes;
+  return (columns + 4) * lanes;
 }
 
-// One column: difference = student - teacher, added to `sums`; returns the squares' sum over channels.
+// One column: difference = student - teacher, added to `sums`; its squares go to `squares`.
 template <class A, bool kGradient, class Student, class Teacher>
-inline Vector<A> subtract_column(Student student, Teacher teacher, A* difference, A* sums, int64_t lanes) {
+inline void subtract_column(Student student, Teacher teacher, A* difference, A* sums, int64_t lanes,
+                            DoubleSum<A>& squares) {
   constexpr int n = kWidth<A>;
-  Vector<A> squares[2] = {};
-  int64_t c = 0;
-  for (; c + 2 * n <= lanes; c += 2 * n) {
-    const Vector<A> d0 = student.load(c) - teacher.load(c);
-    const Vector<A> d1 = student.load(c + n) - teacher.load(c + n);
-    if (kGradient) {
-      Access<A, A>::store(difference + c, d0);
-      Access<A, A>::store(difference + c + n, d1);
+  for (int64_t first = 0; first < lanes; first += 2 * n * kTermsInFloat) {
+    const int64_t last = min64(lanes, first + 2 * n * kTermsInFloat);
+    Vector<A> part[2] = {};
+    int64_t c = first;
+    for (; c + 2 * n <= last; c += 2 * n) {
+      const Vector<A> d0 = student.load(c) - teacher.load(c);
+      const Vector<A> d1 = student.load(c + n) - teacher.load(c + n);
+      if (kGradient) {
+        Access<A, A>::store(difference + c, d0);
+        Access<A, A>::store(difference + c + n, d1);
+      }
+      Access<A, A>::store(sums + c, Access<A, A>::load(sums + c) + d0);
+      Access<A, A>::store(sums + c + n, Access<A, A>::load(sums + c + n) + d1);
+      part[0] += d0 * d0;
+      part[1] += d1 * d1;
     }
-    Access<A, A>::store(sums + c, Access<A, A>::load(sums + c) + d0);
-    Access<A, A>::store(sums + c + n, Access<A, A>::load(sums + c + n) + d1);
-    squares[0] += d0 * d0;
-    squares[1] += d1 * d1;
+    for (; c < last; c += n) {
+      const Vector<A> d = student.load(c) - teacher.load(c);
+      if (kGradient) Access<A, A>::store(difference + c, d);
+      Access<A, A>::store(sums + c, Access<A, A>::load(sums + c) + d);
+      part[0] += d * d;
+    }
+    squares.add(part[0]);
+    squares.add(part[1]);
   }
-  for (; c < lanes; c += n) {
-    const Vector<A> d = student.load(c) - teacher.load(c);
-    if (kGradient) Access<A, A>::store(difference + c, d);
-    Access<A, A>::store(sums + c, Access<A, A>::load(sums + c) + d);
-    squares[0] += d * d;
-  }
-  return squares[0] + squares[1];
 }
 
-constexpr int64_t kRowsPerSum = 16;  // after so many rows a sum goes on in double
+// to += from, from = 0
+template <class A>
+inline void move_sums(A* from, A* to, int64_t count) {
+  for (int64_t c = 0; c < count; c += kWidth<A>) {
+    Access<A, A>::store(to + c, Access<A, A>::load(to + c) + Access<A, A>::load(from + c));
+    Access<A, A>::store(from + c, Vector<A>{});
+  }
+}
 
 // sum d (d + row_weight S) over rows, where S are the row sums over columns of equal parity (even W) or over the whole
 // row (odd W); with kGradient also gradient_scale * (d + row_weight S). `lanes` is a multiple of a vector.
@@ -88,43 +100,38 @@ template <class A, bool kGradient, class Student, class Teacher, class Gradient>
 double align_rows(Student student, Teacher teacher, Gradient gradient, A* scratch, int64_t rows, int64_t columns,
                   int64_t lanes, A row_weight, A gradient_scale) {
   constexpr int n = kWidth<A>;
+  constexpr int64_t kColumnsInPart = 2 * kTermsInFloat;
   const bool odd_width = columns % 2 != 0;
   A* const sums[2] = {scratch, scratch + lanes};
-  A* const difference = scratch + 2 * lanes;
-  Vector<A> total{};
-  double result = 0;
-  const auto in_double = [](Vector<A> v) {
-    double sum = 0;
-    for (int i = 0; i < kWidth<A>; ++i) sum += double(v[i]);
-    return sum;
-  };
+  A* const part[2] = {scratch + 2 * lanes, scratch + 3 * lanes};  // of kColumnsInPart columns at most
+  A* const difference = scratch + 4 * lanes;
+  DoubleSum<A> squares, row_squares;
+  for (int64_t c = 0; c < 2 * lanes; c += n) Access<A, A>::store(part[0] + c, Vector<A>{});
   for (int64_t h = 0; h < rows; ++h) {
-    if (h % kRowsPerSum == 0) {
-      result += in_double(total);
-      total = Vector<A>{};
-    }
     for (int64_t c = 0; c < 2 * lanes; c += n) Access<A, A>::store(sums[0] + c, Vector<A>{});
     const auto s_row = student.row(h);
     const auto t_row = teacher.row(h);
     for (int64_t w = 0; w < columns; ++w) {
-      total +=
-          subtract_column<A, kGradient>(s_row.column(w), t_row.column(w), difference + w * lanes, sums[w % 2], lanes);
+      subtract_column<A, kGradient>(s_row.column(w), t_row.column(w), difference + w * lanes, part[w % 2], lanes,
+                                    squares);
+      if ((w + 1) % kColumnsInPart == 0 || w + 1 == columns) move_sums(part[0], sums[0], 2 * lanes);
     }
-    Vector<A> squares{};
-    for (int64_t c = 0; c < lanes; c += n) {
-      Vector<A> even = Access<A, A>::load(sums[0] + c), odd = Access<A, A>::load(sums[1] + c);
-      if (odd_width) {
-        even += odd;
-        odd = even;
-        squares += even * even;
-      } else {
-        squares += even * even + odd * odd;
+    if (row_weight != 0) {
+      for (int64_t c = 0; c < lanes; c += n) {
+        Vector<A> even = Access<A, A>::load(sums[0] + c), odd = Access<A, A>::load(sums[1] + c);
+        if (odd_width) {
+          even += odd;
+          odd = even;
+          row_squares.add(even * even);
+        } else {
+          row_squares.add(even * even + odd * odd);
+        }
+        Access<A, A>::store(sums[0] + c, even * (row_weight * gradient_scale));
+        Access<A, A>::store(sums[1] + c, odd * (row_weight * gradient_scale));
       }
-      // An infinite sum must not turn the plain match's gradient into NaN.
-      Access<A, A>::store(sums[0] + c, row_weight != 0 ? even * (row_weight * gradient_scale) : Vector<A>{});
-      Access<A, A>::store(sums[1] + c, row_weight != 0 ? odd * (row_weight * gradient_scale) : Vector<A>{});
+    } else if (kGradient) {  // an infinite sum must not turn the plain match's gradient into NaN
+      for (int64_t c = 0; c < 2 * lanes; c += n) Access<A, A>::store(sums[0] + c, Vector<A>{});
     }
-    if (row_weight != 0) total += squares * row_weight;
     if (!kGradient) continue;
     const auto g_row = gradient.row(h);
     for (int64_t w = 0; w < columns; ++w) {
@@ -135,7 +142,7 @@ double align_rows(Student student, Teacher teacher, Gradient gradient, A* scratc
       }
     }
   }
-  return result + in_double(total);
+  return squares.total() + row_squares.total() * double(row_weight);
 }
 
 template <class A, class Student, class Teacher, class Gradient>

@@ -61,20 +61,23 @@ inline const A* pool_plane(const Map& map, int64_t width, const Block& block, in
 template <class A, class T>
 inline double subtract_plane(const T* student, const A* teacher, int64_t positions, A* difference) {
   constexpr int n = kWidth<A>;
-  Vector<A> squares{};
+  DoubleSum<A> squares;
   int64_t p = 0;
-  for (; p + n <= positions; p += n) {
-    const Vector<A> d = Access<A, T>::load(student + p) - Access<A, A>::load(teacher + p);
-    Access<A, A>::store(difference + p, d);
-    squares += d * d;
+  while (p + n <= positions) {
+    Vector<A> part{};
+    for (int i = 0; i < kTermsInFloat && p + n <= positions; ++i, p += n) {
+      const Vector<A> d = Access<A, T>::load(student + p) - Access<A, A>::load(teacher + p);
+      Access<A, A>::store(difference + p, d);
+      part += d * d;
+    }
+    squares.add(part);
   }
-  double sum = 0;
+  double sum = squares.total();
   for (; p < positions; ++p) {
     const A d = A(to_float(student[p])) - teacher[p];
     difference[p] = d;
     sum += double(d) * double(d);
   }
-  for (int i = 0; i < n; ++i) sum += double(squares[i]);
   return sum;
 }
 
@@ -85,21 +88,24 @@ double plane_rows(const A* difference, A* gradient, int64_t rows, int64_t column
   constexpr int n = kWidth<A>, parities = kOddWidth ? 1 : 2;
   const int64_t whole = columns / n * n;
   const A sum_scale = row_weight * gradient_scale;
-  Vector<A> squares{};
+  DoubleSum<A> squares;
   for (int64_t h = 0; h < rows; ++h, difference += columns, gradient += columns) {
     Vector<A> sum{};
-    for (int64_t w = 0; w < whole; w += n) sum += Access<A, A>::load(difference + w);
+    for (int64_t first = 0; first < whole; first += n * kTermsInFloat) {
+      Vector<A> part{};
+      for (int64_t w = first; w < min64(whole, first + n * kTermsInFloat); w += n)
+        part += Access<A, A>::load(difference + w);
+      sum += part;
+    }
     if (whole < columns) sum += first_lanes<A>(Access<A, A>::load(difference + whole), columns - whole);
     sum = sum_over_lanes<A, parities>(sum);
-    squares += sum * sum;
+    squares.add(sum * sum);
     sum *= sum_scale;
     for (int64_t w = 0; w < columns; w += n) {  // runs over into the next row, which is written later
       Access<A, A>::store(gradient + w, Access<A, A>::load(difference + w) * gradient_scale + sum);
     }
   }
-  double total = 0;
-  for (int i = 0; i < parities; ++i) total += double(squares[i]);
-  return total * double(row_weight);
+  return squares.total(parities) * double(row_weight);
 }
 
 // The plain match has no row terms.

@@ -63,7 +63,7 @@ inline void fetch_ahead(const float* row) {
 }
 
 struct ShortRowSums {
-  Vector<float> squares{}, row_squares{};
+  DoubleSum<float> squares, row_squares;
 };
 
 // Rows one after another in student and gradient; the teacher's are averaged over kCount planes.
@@ -72,6 +72,7 @@ void align_short_rows(const float* student, const float* teacher, int64_t teache
                       float row_weight, float gradient_scale, ShortRowSums& sums) {
   using Row = ShortRow<kColumns>;
   const float sum_scale = row_weight * gradient_scale;
+  constexpr int64_t kRowsInFloat = kTermsInFloat / Row::kCount > 0 ? kTermsInFloat / Row::kCount : 1;
   Vector<float> squares{}, row_squares{};
   for (int64_t h = 0; h < rows; ++h, student += kColumns, teacher += kColumns, gradient += kColumns) {
     fetch_ahead<kColumns>(student + kFloatsAhead);
@@ -89,12 +90,15 @@ void align_short_rows(const float* student, const float* teacher, int64_t teache
     }
     sum = sum_over_lanes<float, kColumns % 2 ? 1 : 2>(sum);
     row_squares += sum * sum;
+    if ((h + 1) % kRowsInFloat == 0 || h + 1 == rows) {
+      sums.squares.add(squares);
+      sums.row_squares.add(row_squares);
+      squares = row_squares = Vector<float>{};
+    }
     if (!kGradient) continue;
     sum *= sum_scale;
     for (int i = 0; i < Row::kCount; ++i) Row::store(gradient, i, d[i] * gradient_scale + sum);
   }
-  sums.squares += squares;
-  sums.row_squares += row_squares;
 }
 
 typedef void (*ShortRows)(const float*, const float*, int64_t, float*, int64_t, float, float, ShortRowSums&);

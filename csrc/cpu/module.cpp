@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/spectral_align.h"
@@ -30,8 +32,10 @@ std::vector<InstructionSet> supported() {
   std::vector<InstructionSet> sets;
 #if defined(SKD_X86_KERNELS)
   __builtin_cpu_init();
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if defined(__clang__) || __GNUC__ >= 11  // older compilers cannot ask for it; what has AVX2 has had it too
+  has_avx2 = has_avx2 && __builtin_cpu_supports("f16c");
+#endif
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     sets.push_back({"avx512", avx512::align_kernel});
@@ -73,10 +77,23 @@ void* scratch_of_this_thread(size_t bytes) {
   return memory.get();
 }
 
+// What one core has of it. The system's own sysconf adds up all of a socket's on some machines, so Linux's files go
+// first.
 int64_t last_level_cache() {
+  std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
+  int64_t amount = 0;
+  char unit = ' ';
+  if (file >> amount >> unit && (unit == 'K' || unit == 'M')) return unit == 'K' ? amount << 10 : amount << 20;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
   const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  return bytes > 0 ? bytes : 32 << 20;
+  if (bytes > 0) return bytes;
+#endif
+  return 32 << 20;
 }
+
+// Calls that move more bytes than this write their gradients past the caches: half the last level, since the rest of
+// the program wants room there too.
+int64_t stream_above = last_level_cache() / 2;
 
 int64_t bytes_of(const Map& map) {
   const int64_t size = map.dtype == DType::float64 ? 8 : map.dtype == DType::float32 ? 4 : 2;
@@ -87,10 +104,9 @@ constexpr int64_t kNumbersPerThread = 16384;  // below this a second thread cost
 
 std::vector<double> spectral_align(std::vector<AlignLayer> layers, int threads) {
   const AlignKernel& kernel = chosen->spectral_align;
-  static const int64_t cache = last_level_cache();
   int64_t bytes = 0;
   for (const AlignLayer& layer : layers) bytes += 2 * bytes_of(layer.student) + bytes_of(layer.teacher);
-  for (AlignLayer& layer : layers) layer.stream_gradient = layer.gradient.data != nullptr && bytes > cache / 2;
+  for (AlignLayer& layer : layers) layer.stream_gradient = layer.gradient.data != nullptr && bytes > stream_above;
 
   std::vector<int64_t> first_item{0};
   size_t scratch = 0;
@@ -154,6 +170,14 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("student"), py::arg("teacher"), py::arg("gradient"), py::arg("row_weight"), py::arg("loss_scale"),
            py::arg("gradient_scale"));
 
+  m.def(
+      "set_stream_above",
+      [](int64_t bytes) {
+        std::swap(bytes, stream_above);
+        return bytes;
+      },
+      py::arg("bytes"),
+      "Calls that move more bytes write gradients past the caches; returns what held before. For tests.");
   m.def("spectral_align", &spectral_align, py::arg("layers"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>(),
         "The losses of all layers; gradients are written where the layers say.");

@@ -155,22 +155,29 @@ struct CountTo<0, I...> {
 template <class A>
 using AllLanes = typename CountTo<kWidth<A>>::type;
 
+// Numbers of a and b in the order of the indices, which count through both.
+#if defined(__clang__) || __GNUC__ >= 12
+#define SKD_SHUFFLE(A, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SKD_SHUFFLE(A, a, b, ...) __builtin_shuffle(a, b, typename VectorOf<A>::index{__VA_ARGS__})
+#endif
+
 // Every second of the 2n numbers a, b, from `First` on.
 template <class A, int First, int... I>
 inline Vector<A> every_second(Vector<A> a, Vector<A> b, Lanes<I...>) {
-  return __builtin_shufflevector(a, b, (2 * I + First)...);
+  return SKD_SHUFFLE(A, a, b, (2 * I + First)...);
 }
 
 // a b a b ... from number `First` of each on.
 template <class A, int First, int... I>
 inline Vector<A> interleaved(Vector<A> a, Vector<A> b, Lanes<I...>) {
-  return __builtin_shufflevector(a, b, (First + I / 2 + (I % 2) * kWidth<A>)...);
+  return SKD_SHUFFLE(A, a, b, (First + I / 2 + (I % 2) * kWidth<A>)...);
 }
 
 // Every lane's number goes to the lane whose index differs in the bits of Step.
 template <class A, int Step, int... I>
 inline Vector<A> exchanged(Vector<A> v, Lanes<I...>) {
-  return __builtin_shufflevector(v, v, (I ^ Step)...);
+  return SKD_SHUFFLE(A, v, v, (I ^ Step)...);
 }
 
 // x[2i] + x[2i+1] over the two vectors a, b in order.
@@ -184,6 +191,35 @@ inline Vector<A> add_pairs(Vector<A> a, Vector<A> b) {
 #endif
   return every_second<A, 0>(a, b, AllLanes<A>()) + every_second<A, 1>(a, b, AllLanes<A>());
 }
+
+// A sum of vectors in double, lane by lane. Sums of squares go here after kTermsInFloat terms: a float that adds up
+// more of them is off by more than a millionth where all are alike.
+constexpr int kTermsInFloat = 16;
+
+template <class A>
+class DoubleSum {
+ public:
+  inline void add(Vector<A> v) {
+    if constexpr (sizeof(A) == sizeof(double)) {
+      parts_[0] += v;
+    } else {
+      typedef A Half __attribute__((vector_size(kVectorBytes / 2)));
+      Half halves[2];
+      __builtin_memcpy(halves, &v, sizeof v);
+      for (int i = 0; i < kParts; ++i) parts_[i] += __builtin_convertvector(halves[i], Vector<double>);
+    }
+  }
+  inline double lane(int i) const { return parts_[i / kWidth<double>][i % kWidth<double>]; }
+  inline double total(int lanes = kWidth<A>) const {
+    double sum = 0;
+    for (int i = 0; i < lanes; ++i) sum += lane(i);
+    return sum;
+  }
+
+ private:
+  static constexpr int kParts = int(sizeof(double) / sizeof(A));
+  Vector<double> parts_[kParts] = {};
+};
 
 // The transpose of a square block of kWidth rows.
 template <class A>

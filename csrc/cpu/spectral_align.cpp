@@ -113,8 +113,7 @@ inline bool align_short_planes(const AlignLayer& layer, const Block& block, int6
   if (streamed) {
     stream_copy(scratch, at<float>(gradient, block.image, block.channel, block.row), block.channels * positions);
   }
-  for (int i = 0; i < kWidth<float>; ++i) sum += double(sums.squares[i]);
-  for (int i = 0; i < (columns % 2 ? 1 : 2); ++i) sum += double(sums.row_squares[i]) * layer.row_weight;
+  sum += sums.squares.total() + sums.row_squares.total(columns % 2 ? 1 : 2) * layer.row_weight;
   return true;
 }
 
@@ -201,7 +200,8 @@ double align_in_place(const AlignLayer& layer, const Block& block, const Cut<flo
 template <class A>
 double align_rows_of_maps(const AlignLayer& layer, const Block& block, const Cut<A>& cut, A* scratch) {
   const bool adjacent = order_of(layer.student) == Order::channels &&
-                        (layer.gradient.data == nullptr || order_of(layer.gradient) == Order::channels);
+                        (layer.gradient.data == nullptr ||
+                         (order_of(layer.gradient) == Order::channels && layer.gradient.dtype == layer.student.dtype));
   if constexpr (sizeof(A) == sizeof(float)) {
     if (adjacent && block.channels % kWidth<A> == 0) {
       switch (layer.student.dtype) {

@@ -26,7 +26,7 @@ struct AlignLayer {
   bool stream_gradient;
 };
 
-// A layer is cut into items that depend on its shape alone, so that sums are the same for any number of threads.
+// A layer is cut into items that depend on its maps alone, so that sums are the same for any number of threads.
 struct AlignKernel {
   int64_t (*items)(const AlignLayer&);
   size_t (*scratch_bytes)(const AlignLayer&);

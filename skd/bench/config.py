@@ -49,9 +49,10 @@ class BenchConfig:
     """recycle: freed memory is used again (glibc only), so that no implementation pays page faults for its buffers at
     every call. default: malloc as it is."""
 
-    upstream: float = 0.2
-    """Gradient that arrives at the loss in backward. 0.2 is the weight of the loss in SpectralKD's DeiT recipes; for
-    float16 it is multiplied by 65536, as a gradient scaler does."""
+    upstream: float = 1.0
+    """Gradient that arrives at the loss in backward. 1 is a plain ``loss.backward()``, or a weight given to
+    ``SpectralLoss(weights=...)``; 0.2, the recipes' weight as a factor of the loss, costs skd one more pass over the
+    gradient. For float16 it is multiplied by 65536, as a gradient scaler does."""
 
     compile: bool = True
     """Measure torch.compile of the plain forms too (needs a C++ compiler)."""

@@ -79,7 +79,7 @@ class Case:
     layout: str
     dtype: str
     match: str = "complex"
-    upstream: float = 0.2
+    upstream: float = 1.0
 
     @property
     def name(self) -> str:

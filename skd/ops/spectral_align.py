@@ -11,7 +11,14 @@ from torch import Tensor
 
 from skd import reference
 from skd.ops import backends
-from skd.ops.stored_gradients import gradient_scale, hand_out, is_plain_eager, stored_scale
+from skd.ops.stored_gradients import (
+    gradient_scale,
+    hand_out,
+    is_plain_eager,
+    refuse_transforms,
+    stored_dtype,
+    stored_scale,
+)
 
 MATCHES = ("complex", "mse")
 
@@ -42,6 +49,7 @@ def spectral_align(
     Returns:
         ``[L]``, or a scalar if reduced, in float32, or in float64 if any map is float64.
     """
+    refuse_transforms((*students, *teachers))
     needs_gradient = [torch.is_grad_enabled() and s.requires_grad for s in students]
     arguments = (students, teachers, scales, match, needs_gradient, backend)
     if is_plain_eager(students) and is_plain_eager(teachers):
@@ -74,7 +82,7 @@ def numbers_in_mean(match: str, student: Tensor, teacher: Tensor) -> int:
 
 
 def _forward(students, teachers, scales, match, needs_gradient, backend):
-    gradients = _empty_gradients(students, needs_gradient)
+    gradients = _empty_gradients(students, teachers, needs_gradient)
     layers = []
     for student, teacher, gradient, scale, needed in zip(
         students, teachers, gradients, scales, needs_gradient, strict=True
@@ -87,17 +95,18 @@ def _forward(students, teachers, scales, match, needs_gradient, backend):
                 "gradient": gradient if needed else None,
                 "row_weight": row_weight(match, student.shape[3]),
                 "loss_scale": gradient_scale(number, scale) / 2,
-                "gradient_scale": stored_scale(number, scale, student.dtype),
+                "gradient_scale": stored_scale(number, scale, gradient.dtype),
             }
         )
     name = backends.choose(backend, students[0].device, IMPLEMENTATIONS, "spectral_align")
     return IMPLEMENTATIONS[name](layers, _losses_dtype(students, teachers)), gradients
 
 
-def _empty_gradients(students: Sequence[Tensor], needs_gradient: Sequence[bool]) -> list[Tensor]:
+def _empty_gradients(students, teachers, needs_gradient) -> list[Tensor]:
     """Gradients in the student's own memory order, as the backward of the layer before expects them."""
     return [
-        torch.empty_like(s) if needed else s.new_empty(0) for s, needed in zip(students, needs_gradient, strict=True)
+        torch.empty_like(s, dtype=stored_dtype(s, t)) if needed else s.new_empty(0)
+        for s, t, needed in zip(students, teachers, needs_gradient, strict=True)
     ]
 
 
@@ -148,14 +157,14 @@ IMPLEMENTATIONS = {"cpu": _run_cpu, "reference": _run_reference}
 def _save(ctx, students, teachers, scales, match, needs_gradient, gradients) -> None:
     ctx.set_materialize_grads(False)  # no zeros the size of the maps for outputs that nobody differentiates
     ctx.save_for_backward(*gradients)
-    ctx.scales, ctx.needs_gradient = scales, needs_gradient
+    ctx.scales, ctx.needs_gradient, ctx.dtypes = scales, needs_gradient, [s.dtype for s in students]
     ctx.numbers = [numbers_in_mean(match, s, t) for s, t in zip(students, teachers, strict=True)]
 
 
 def _student_gradients(ctx, upstream: Tensor | None) -> list[Tensor | None]:
     if upstream is None:
         return [None] * len(ctx.numbers)
-    gradients = hand_out(ctx.saved_tensors, upstream, ctx.numbers, ctx.scales)
+    gradients = hand_out(ctx.saved_tensors, upstream, ctx.numbers, ctx.scales, ctx.dtypes)
     return [g if needed else None for g, needed in zip(gradients, ctx.needs_gradient, strict=True)]
 
 
@@ -181,13 +190,35 @@ torch.library.define(
     "(Tensor[] students, Tensor[] teachers, float[] scales, str match, bool[] needs_gradient, str? backend)"
     " -> (Tensor, Tensor[])",
 )
-torch.library.impl("skd::spectral_align", "CompositeExplicitAutograd", _forward)
+
+
+def _check(students, teachers, scales, match, needs_gradient) -> None:
+    """What a call past :mod:`skd.losses` must not get wrong, for the kernels trust it."""
+    if match not in MATCHES:
+        raise ValueError(f"match={match!r} is not known; use one of {MATCHES}")
+    if not students or not len(students) == len(teachers) == len(scales) == len(needs_gradient):
+        raise ValueError(
+            "spectral_align takes equally many students, teachers, scales and needs_gradient, at least one"
+        )
+    for s, t in zip(students, teachers, strict=True):
+        torch._check(s.ndim == 4 and t.ndim == 4, lambda: "maps are [B, C, H, W]")
+        for axis in (0, 2, 3):
+            torch._check(s.shape[axis] == t.shape[axis], lambda: "student and teacher agree in B, H and W")
+        for size in (s.shape[1], t.shape[1], s.shape[2], s.shape[3]):
+            torch._check(size > 0, lambda: "only the batch may be empty")
+
+
+@torch.library.impl("skd::spectral_align", "CompositeExplicitAutograd")
+def _registered_forward(students, teachers, scales, match, needs_gradient, backend):
+    _check(students, teachers, scales, match, needs_gradient)
+    return _forward(students, teachers, scales, match, needs_gradient, backend)
 
 
 @torch.library.register_fake("skd::spectral_align")
 def _fake(students, teachers, scales, match, needs_gradient, backend):
+    _check(students, teachers, scales, match, needs_gradient)
     losses = students[0].new_empty(len(students), dtype=_losses_dtype(students, teachers))
-    return losses, _empty_gradients(students, needs_gradient)
+    return losses, _empty_gradients(students, teachers, needs_gradient)
 
 
 def _setup_context(ctx, inputs, output):

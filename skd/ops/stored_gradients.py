@@ -1,9 +1,12 @@
 """Gradients that an operation computes while it reads its maps, kept until the upstream gradient is known.
 
-In float32, float64 and bfloat16 a *stored gradient* is the gradient of the operation's output itself, so that an
-upstream gradient of 1 leaves nothing to do. float16 has too little range for the factor 1/N of a mean over N numbers:
-there it is kept at the size of the difference of the maps, off by an exact power of two that is taken back in the
-backward, in the wider factor of the upstream gradient.
+A *stored gradient* is the gradient of the operation's output itself, so that an upstream gradient of 1 leaves nothing
+to do. Only float16 has too little range for the factor 1/N of a mean over N numbers. There it is kept at the size of
+the difference of the maps, off by an exact power of two that is taken back in the backward, in the wider factor of the
+upstream gradient; and in float32 if the teacher's dtype reaches beyond float16, as the difference then may.
+
+In an eager backward that cannot run again the stored gradients are scaled in place and become the result: whoever kept
+one through ``torch.autograd.graph.saved_tensors_hooks`` sees that happen.
 """
 
 import math
@@ -18,8 +21,15 @@ def gradient_scale(number: int, scale: float) -> float:
     return 2.0 * scale / number if number else 0.0
 
 
+def stored_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """The dtype a student's gradient is stored in."""
+    if student.dtype == torch.float16 and teacher.dtype != torch.float16:
+        return torch.float32
+    return student.dtype
+
+
 def stored_scale(number: int, scale: float, dtype: torch.dtype) -> float:
-    """The part of :func:`gradient_scale` that a stored gradient of this dtype holds already."""
+    """The part of :func:`gradient_scale` that a gradient stored in this dtype holds already."""
     full = gradient_scale(number, scale)
     return math.ldexp(full, -float16_exponent(full)) if dtype == torch.float16 else full
 
@@ -50,43 +60,55 @@ def _scale_gradients_fake(stored, upstream, numbers, scales):
     return [torch.empty_like(g) for g in stored]
 
 
-def _factors(stored, upstream, numbers, scales) -> Tensor:
-    """What each layer's stored gradient is multiplied with: the upstream gradient, float16 exponents undone."""
-    if torch.float16 not in [g.dtype for g in stored]:
-        return upstream
-    exponents = [
-        float16_exponent(gradient_scale(number, scale)) if g.dtype == torch.float16 else 0
-        for g, number, scale in zip(stored, numbers, scales, strict=True)
-    ]
-    # In float64 every power of two that can occur is exact.
-    powers = torch.tensor([math.ldexp(1.0, k) for k in exponents], dtype=torch.float64)
-    return upstream.double() * powers.to(upstream.device)
+def _factors(stored, upstream, numbers, scales) -> list:
+    """What each layer's stored gradient is multiplied with: the upstream gradient, float16 exponents undone.
+
+    Numbers on the CPU, where reading a tensor waits for nobody; 0-dim tensors elsewhere.
+    """
+    factors = upstream.tolist() if upstream.device.type == "cpu" else list(upstream.unbind())
+    for index, (gradient, number, scale) in enumerate(zip(stored, numbers, scales, strict=True)):
+        if gradient.dtype == torch.float16:
+            power = math.ldexp(1.0, float16_exponent(gradient_scale(number, scale)))
+            factor = factors[index]
+            factors[index] = (factor.double() if isinstance(factor, Tensor) else factor) * power
+    return factors
 
 
-def _scale_into(stored: Sequence[Tensor], outputs: Sequence[Tensor], factors: Tensor) -> None:
-    if factors.device.type == "cpu":
-        # Reading a CPU tensor costs no synchronisation, so an upstream gradient of 1 costs nothing at all. A Python
-        # number keeps its precision in a product with 16-bit numbers, where a 0-dim tensor is rounded first.
-        for gradient, out, factor in zip(stored, outputs, factors.tolist(), strict=True):
-            if factor != 1.0:
-                torch.mul(gradient, factor, out=out)
-            elif out is not gradient:
-                out.copy_(gradient)
-        return
-    for gradient, out, factor in zip(stored, outputs, factors.unbind(), strict=True):
-        wide = torch.promote_types(gradient.dtype, torch.float32)
-        out.copy_(gradient.to(wide) * factor.to(wide))
+def _scale_into(stored: Sequence[Tensor], outputs: Sequence[Tensor], factors: list) -> None:
+    for gradient, out, factor in zip(stored, outputs, factors, strict=True):
+        if isinstance(factor, Tensor):
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            out.copy_(gradient.to(wide) * factor.to(wide))
+        elif factor != 1.0:
+            # A number keeps its precision in a product with 16-bit numbers, where a 0-dim tensor is rounded first.
+            torch.mul(gradient, factor, out=out)
+        elif out is not gradient:
+            out.copy_(gradient)
 
 
 def is_plain_eager(tensors: Sequence[Tensor]) -> bool:
-    """Whether nothing traces, fakes or records these tensors, so that the dispatcher may be passed by."""
-    if torch.compiler.is_compiling() or _dispatch_modes() > 0:
+    """Whether nothing traces, fakes, records or transforms these tensors, so that the dispatcher may be passed by."""
+    if torch.compiler.is_compiling() or _dispatch_modes() > 0 or _transforms() is not None:
         return False
-    return _PLAIN.issuperset(map(type, tensors))
+    # The dispatcher would carry out a negation that complex.conj().imag has put off.
+    return _PLAIN.issuperset(map(type, tensors)) and True not in [x.is_neg() for x in tensors]
 
 
 _PLAIN = {Tensor, torch.nn.Parameter}
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
+
+
+def refuse_transforms(tensors: Sequence[Tensor]) -> None:
+    """Raises RuntimeError where a derivative would be missing in silence: forward mode, vmap and torch.func.grad."""
+    if torch.compiler.is_compiling():
+        return
+    plain = "use the plain PyTorch of skd.reference there"
+    if _transforms() is not None:
+        raise RuntimeError(f"skd's losses do not go through torch.func transforms or batched gradients; {plain}")
+    forward_level = getattr(torch.autograd.forward_ad, "_current_level", -1)
+    if forward_level >= 0 and any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(f"skd's losses have no forward-mode derivative; {plain}")
 
 
 def _graph_is_kept() -> bool:
@@ -110,7 +132,11 @@ class _OnceDifferentiable(torch.autograd.Function):
 
 
 def hand_out(
-    stored: Sequence[Tensor], upstream: Tensor, numbers: Sequence[int], scales: Sequence[float]
+    stored: Sequence[Tensor],
+    upstream: Tensor,
+    numbers: Sequence[int],
+    scales: Sequence[float],
+    dtypes: Sequence[torch.dtype],
 ) -> Sequence[Tensor]:
     """The gradients of the students, inside a backward.
 
@@ -118,7 +144,9 @@ def hand_out(
         stored: what the forward kept; empty tensors where no gradient was needed.
         upstream: ``[L]``, the gradient of the losses.
         numbers, scales: as in :func:`gradient_scale`, per layer.
+        dtypes: the students'.
     """
+    refuse_transforms(())
     with torch.no_grad():
         if type(upstream) is Tensor and is_plain_eager(stored) and not _graph_is_kept():
             # Nothing will read the stored gradients again, so they become the result without a second buffer.
@@ -126,6 +154,7 @@ def hand_out(
             _scale_into(gradients, gradients, _factors(gradients, upstream, numbers, scales))
         else:
             gradients = torch.ops.skd.scale_gradients(stored, upstream, numbers, scales)
+        gradients = [g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True)]
     if torch.is_grad_enabled():  # create_graph
         gradients = _OnceDifferentiable.apply(*(g.requires_grad_() for g in gradients))
     return gradients
