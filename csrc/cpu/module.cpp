@@ -33,7 +33,7 @@ std::vector<InstructionSet> supported() {
 #if defined(SKD_X86_KERNELS)
   __builtin_cpu_init();
   bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#if defined(__clang__) || __GNUC__ >= 11  // older compilers cannot ask for it; what has AVX2 has had it too
+#if !defined(__clang__) && __GNUC__ >= 11  // others cannot ask for it; what has AVX2 has had it too
   has_avx2 = has_avx2 && __builtin_cpu_supports("f16c");
 #endif
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
