@@ -84,9 +84,12 @@ def test_the_module_shows_its_options_and_has_no_parameters():
 @pytest.fixture
 def without_extension(monkeypatch):
     monkeypatch.setattr(backends, "load", lambda name: f"skd._{name} was left out for this test")
-    backends._say_once.cache_clear()
+    remembered = (backends._best, backends._refusal)
+    for choice in remembered:
+        choice.cache_clear()
     yield
-    backends._say_once.cache_clear()
+    for choice in remembered:
+        choice.cache_clear()
 
 
 def test_a_name_that_cannot_serve_raises_and_says_why(without_extension, monkeypatch):

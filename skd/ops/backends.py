@@ -65,11 +65,6 @@ def requested(backend: str | None) -> str | None:
     return backend
 
 
-@functools.cache
-def _say_once(sentence: str) -> None:
-    warnings.warn(sentence, RuntimeWarning, stacklevel=2)
-
-
 def choose(backend: str | None, device: torch.device, implementations: Mapping[str, Callable], operation: str) -> str:
     """The backend that runs a call of ``operation`` on tensors of ``device``.
 
@@ -85,35 +80,43 @@ def choose(backend: str | None, device: torch.device, implementations: Mapping[s
     """
     name = requested(backend)
     if name is not None:
-        reason = _refusal(name, device, implementations, operation)
+        reason = _refusal(name, device.type, operation, name in implementations)
         if reason:
             raise RuntimeError(f"backend {name!r} cannot run {operation}: {reason}")
         return name
+    return _best(device.type, operation, tuple(implementations))
+
+
+@functools.cache
+def _best(device_type: str, operation: str, implemented: tuple[str, ...]) -> str:
     reasons = []
     for name in NAMES:
-        reason = _refusal(name, device, implementations, operation)
+        reason = _refusal(name, device_type, operation, name in implemented)
         if reason is None:
             if reasons and name == "reference":
-                _say_once(f"{operation} on {device.type} falls back to plain PyTorch: {'; '.join(reasons)}")
+                sentence = f"{operation} on {device_type} falls back to plain PyTorch: {'; '.join(reasons)}"
+                warnings.warn(sentence, RuntimeWarning, stacklevel=2)  # once, since the choice is remembered
             return name
         # Only a kernel made for this kind of device is missed when it is absent.
-        if name in _MADE_FOR.get(device.type, ()):
+        if name in _MADE_FOR.get(device_type, ()):
             reasons.append(reason)
     raise AssertionError("the reference serves every device")
 
 
 _MADE_FOR = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+"""Device types and the kernels for them."""
 
 
-def _refusal(name: str, device: torch.device, implementations: Mapping, operation: str) -> str | None:
+@functools.cache
+def _refusal(name: str, device_type: str, operation: str, implemented: bool) -> str | None:
     """Why a backend cannot serve, or None if it can."""
     if name == "reference":
         return None
     module = load(name)
     if isinstance(module, str):
         return module
-    if name not in implementations:
+    if not implemented:
         return f"{operation} has no {name} kernel"
-    if name not in _MADE_FOR.get(device.type, ()):
-        return f"it does not serve tensors on {device}"
+    if name not in _MADE_FOR.get(device_type, ()):
+        return f"it does not serve tensors on {device_type}"
     return None

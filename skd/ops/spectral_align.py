@@ -12,7 +12,6 @@ from torch import Tensor
 from skd import reference
 from skd.ops import backends
 from skd.ops.stored_gradients import (
-    gradient_scale,
     hand_out,
     is_plain_eager,
     refuse_transforms,
@@ -94,7 +93,7 @@ def _forward(students, teachers, scales, match, needs_gradient, backend):
                 "teacher": teacher,
                 "gradient": gradient if needed else None,
                 "row_weight": row_weight(match, student.shape[3]),
-                "loss_scale": gradient_scale(number, scale) / 2,
+                "loss_scale": scale / number if number else 0.0,
                 "gradient_scale": stored_scale(number, scale, gradient.dtype),
             }
         )
