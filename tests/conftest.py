@@ -1,6 +1,5 @@
 """Fixtures shared by all tests."""
 
-import contextlib
 import importlib.util
 import os
 import sys
@@ -8,36 +7,13 @@ import sys
 import pytest
 import torch
 
-from skd.ops import backends
-
 if "SKD_TEST_EXTENSION" in os.environ:  # test another build of the kernels in place of the installed one
     spec = importlib.util.spec_from_file_location("skd._cpu", os.environ["SKD_TEST_EXTENSION"])
     sys.modules["skd._cpu"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["skd._cpu"])
 
 
-def kernels() -> list[str]:
-    """Every implementation that runs here, as ``backend`` or ``backend:instruction set``."""
-    names = ["reference"]
-    if backends.backends()["cpu"] is True:
-        names += [f"cpu:{isa}" for isa in backends.load("cpu").supported_instruction_sets]
-    return names
-
-
-@contextlib.contextmanager
-def using(kernel: str):
-    """Makes one of :func:`kernels` the one that runs; gives the backend's name."""
-    name, _, isa = kernel.partition(":")
-    if not isa:
-        yield name
-        return
-    extension = backends.load("cpu")
-    before = extension.instruction_set()
-    extension.use_instruction_set(isa)
-    try:
-        yield name
-    finally:
-        extension.use_instruction_set(before)
+from kernels_here import kernels, using  # noqa: E402  (it loads the extension)
 
 
 @pytest.fixture(params=kernels())

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import BF16, F16, F32, F64, ORDERS, Case, constant_difference, matrix
-from conftest import kernels, using
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels_here import kernels, using
 from torch.utils.checkpoint import checkpoint
 
 import skd

@@ -1,0 +1,29 @@
+"""The implementations that run on this machine, each instruction set of the CPU kernels on its own."""
+
+import contextlib
+
+from skd.ops import backends
+
+
+def kernels() -> list[str]:
+    """Every implementation that runs here, as ``backend`` or ``backend:instruction set``."""
+    names = ["reference"]
+    if backends.backends()["cpu"] is True:
+        names += [f"cpu:{isa}" for isa in backends.load("cpu").supported_instruction_sets]
+    return names
+
+
+@contextlib.contextmanager
+def using(kernel: str):
+    """Makes one of :func:`kernels` the one that runs; gives the backend's name."""
+    name, _, isa = kernel.partition(":")
+    if not isa:
+        yield name
+        return
+    extension = backends.load("cpu")
+    before = extension.instruction_set()
+    extension.use_instruction_set(isa)
+    try:
+        yield name
+    finally:
+        extension.use_instruction_set(before)
