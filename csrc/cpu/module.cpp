@@ -102,7 +102,8 @@ int64_t bytes_of(const Map& map) {
 
 constexpr int64_t kNumbersPerThread = 16384;  // below this a second thread costs more than it does
 
-std::vector<double> spectral_align(std::vector<AlignLayer> layers, int threads) {
+// The losses go to `out`: one number per layer, or their sum; float64 or float32.
+void spectral_align(std::vector<AlignLayer> layers, int threads, uintptr_t out, bool out_is_double, bool reduce) {
   const AlignKernel& kernel = chosen->spectral_align;
   int64_t bytes = 0;
   for (const AlignLayer& layer : layers) bytes += 2 * bytes_of(layer.student) + bytes_of(layer.teacher);
@@ -127,13 +128,21 @@ std::vector<double> spectral_align(std::vector<AlignLayer> layers, int threads) 
   const int64_t useful = std::max<int64_t>(1, numbers / kNumbersPerThread);
   parallel_for(first_item.back(), int(std::min<int64_t>(std::max(threads, 1), useful)), run);
 
-  std::vector<double> losses;
+  double total = 0;
+  const auto write = [&](size_t place, double value) {
+    if (out_is_double) {
+      reinterpret_cast<double*>(out)[place] = value;
+    } else {
+      reinterpret_cast<float*>(out)[place] = float(value);
+    }
+  };
   for (size_t l = 0; l < layers.size(); ++l) {
     double sum = 0;
     for (int64_t item = first_item[l]; item < first_item[l + 1]; ++item) sum += shares[item];
-    losses.push_back(sum * layers[l].loss_scale);
+    total += sum * layers[l].loss_scale;
+    if (!reduce) write(l, sum * layers[l].loss_scale);
   }
-  return losses;
+  if (reduce) write(0, total);
 }
 
 }  // namespace
@@ -178,7 +187,7 @@ PYBIND11_MODULE(_cpu, m) {
       },
       py::arg("bytes"),
       "Calls that move more bytes write gradients past the caches; returns what held before. For tests.");
-  m.def("spectral_align", &spectral_align, py::arg("layers"), py::arg("threads"),
-        py::call_guard<py::gil_scoped_release>(),
-        "The losses of all layers; gradients are written where the layers say.");
+  m.def("spectral_align", &spectral_align, py::arg("layers"), py::arg("threads"), py::arg("out"),
+        py::arg("out_is_double"), py::arg("reduce"), py::call_guard<py::gil_scoped_release>(),
+        "Losses are written to the address `out`, gradients where the layers say.");
 }

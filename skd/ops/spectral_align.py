@@ -54,9 +54,8 @@ def spectral_align(
     if is_plain_eager(students) and is_plain_eager(teachers):
         if True in needs_gradient:
             return _Eager.apply(arguments, reduce, *students)
-        losses = _forward(*arguments)[0]
-    else:
-        losses = torch.ops.skd.spectral_align(*arguments)[0]
+        return _forward(*arguments, reduce)[0]
+    losses = torch.ops.skd.spectral_align(*arguments)[0]
     return losses.sum() if reduce else losses
 
 
@@ -80,7 +79,7 @@ def numbers_in_mean(match: str, student: Tensor, teacher: Tensor) -> int:
 # --- Forward ---
 
 
-def _forward(students, teachers, scales, match, needs_gradient, backend):
+def _forward(students, teachers, scales, match, needs_gradient, backend, reduce=False):
     gradients = _empty_gradients(students, teachers, needs_gradient)
     layers = []
     for student, teacher, gradient, scale, needed in zip(
@@ -98,7 +97,10 @@ def _forward(students, teachers, scales, match, needs_gradient, backend):
             }
         )
     name = backends.choose(backend, students[0].device, IMPLEMENTATIONS, "spectral_align")
-    return IMPLEMENTATIONS[name](layers, _losses_dtype(students, teachers)), gradients
+    shape = () if reduce else (len(layers),)
+    losses = torch.empty(shape, dtype=_losses_dtype(students, teachers), device=students[0].device)
+    IMPLEMENTATIONS[name](layers, losses)
+    return losses, gradients
 
 
 def _empty_gradients(students, teachers, needs_gradient) -> list[Tensor]:
@@ -113,18 +115,19 @@ def _losses_dtype(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> tor
     return torch.float64 if torch.float64 in {x.dtype for x in (*students, *teachers)} else torch.float32
 
 
-def _run_reference(layers: list[dict], dtype: torch.dtype) -> Tensor:
+def _run_reference(layers: list[dict], out: Tensor) -> None:
     losses = []
     for layer in layers:
         coefficients = (layer["row_weight"], layer["loss_scale"], layer["gradient_scale"])
         loss, gradient = reference.spectral_align(layer["student"], layer["teacher"], *coefficients)
-        losses.append(loss)
+        losses.append(loss.to(out.dtype))
         if layer["gradient"] is not None:
             layer["gradient"].copy_(gradient)
-    return torch.stack([loss.to(dtype) for loss in losses])
+    stacked = torch.stack(losses)
+    out.copy_(stacked if out.ndim else stacked.sum())
 
 
-def _run_cpu(layers: list[dict], dtype: torch.dtype) -> Tensor:
+def _run_cpu(layers: list[dict], out: Tensor) -> None:
     extension = backends.load("cpu")
     described = [
         extension.AlignLayer(
@@ -137,7 +140,8 @@ def _run_cpu(layers: list[dict], dtype: torch.dtype) -> Tensor:
         )
         for layer in layers
     ]
-    return torch.tensor(extension.spectral_align(described, torch.get_num_threads()), dtype=dtype)
+    in_double = out.dtype == torch.float64
+    extension.spectral_align(described, torch.get_num_threads(), out.data_ptr(), in_double, out.ndim == 0)
 
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -147,6 +151,7 @@ def _map(extension, x: Tensor):
     return extension.Map(x.data_ptr(), _DTYPE_CODES[x.dtype], x.shape, x.stride())
 
 
+# Each fills the gradients of its layers and `out`, [L] losses or, if it has no dimension, their sum.
 IMPLEMENTATIONS = {"cpu": _run_cpu, "reference": _run_reference}
 
 
@@ -173,9 +178,9 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, arguments, reduce, *_):
         students, teachers, scales, match, needs_gradient, _ = arguments
-        losses, gradients = _forward(*arguments)
+        losses, gradients = _forward(*arguments, reduce)
         _save(ctx, students, teachers, scales, match, needs_gradient, gradients)
-        return losses.sum() if reduce else losses
+        return losses
 
     @staticmethod
     def backward(ctx, upstream):
