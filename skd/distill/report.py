@@ -76,7 +76,9 @@ def conclusions(teacher: ArmResult, students: Sequence[ArmResult], *, task: str,
     one = 100 / images
     sentences = []
     if quick:
-        sentences.append("A quick run: it shows that everything works, and its accuracies mean nothing.")
+        sentences.append(
+            "A quick run: it shows that everything works; its accuracies mean nothing and are not compared."
+        )
     if task == "digits":
         sentences.append(
             f"This is a demonstration on {images} test images of 8x8 pixels, where one image is {one:.2f} points; "
@@ -84,6 +86,8 @@ def conclusions(teacher: ArmResult, students: Sequence[ArmResult], *, task: str,
         )
     else:
         sentences.append(f"The test set has {images} images; one image is {one:.2g} points.")
+    if quick:
+        return sentences
     pairs = [(arm, base) for base, arm in zip(students, students[1:], strict=False)]
     if len(students) > 2:
         pairs.append((students[-1], students[0]))
