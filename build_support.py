@@ -30,7 +30,7 @@ INSTRUCTION_SETS = {
 
 CXX_FLAGS = [
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"),
-    # Fused multiply-adds are wanted, other liberties with floating point are not: sums must not depend on the compiler.
+    # Fused multiply-adds are wanted; reassociation is not, for the order of a sum is the kernels' to choose.
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-Wall", "-Wextra", "-pthread"),
 ]
