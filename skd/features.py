@@ -290,7 +290,7 @@ def _resolve_layers(model: nn.Module, layers: Sequence[int | str]) -> list[str]:
     for layer in layers:
         if isinstance(layer, Integral) and not isinstance(layer, bool):
             if blocks is None:
-                blocks = _block_names(model)
+                blocks = block_names(model)
             if not -len(blocks) <= layer < len(blocks):
                 raise ValueError(
                     f"there is no layer {layer}: {type(model).__name__} has {len(blocks)} ({blocks[0]} to "
@@ -304,7 +304,12 @@ def _resolve_layers(model: nn.Module, layers: Sequence[int | str]) -> list[str]:
     return names
 
 
-def _block_names(model: nn.Module) -> list[str]:
+def block_names(model: nn.Module) -> list[str]:
+    """The blocks or stages that an integer layer of :class:`FeatureTap` counts, by name.
+
+    Raises:
+        ValueError: the model has no list of them.
+    """
     for attribute in _BLOCK_LISTS:
         blocks = getattr(model, attribute, None)
         if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks):

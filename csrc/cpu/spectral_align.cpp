@@ -12,8 +12,7 @@ namespace skd {
 namespace SKD_ISA {
 namespace {
 
-// --- How a layer is cut up
-// ------------------------------------------------------------------------------------------------
+// --- How a layer is cut up ---
 
 // An item is a contiguous stretch of the student's memory: some channels of all rows where planes are contiguous, some
 // rows of all channels elsewhere (or where the gradient is spread over channel windows).
@@ -73,13 +72,12 @@ struct Cut {
   int64_t tile(const AlignLayer& layer) const { return rows * layer.student.shape[3] * channels; }
   int64_t scratch(const AlignLayer& layer) const {
     const int64_t columns = layer.student.shape[3];
-    if (path == Path::planes) return 4 * (tile(layer) + kLanes<A>)+padded<A>(rows * columns);
+    if (path == Path::planes) return padded<A>(rows * columns) + 4 * (tile(layer) + kLanes<A>);
     return 2 * tile(layer) + row_scratch<A>(columns, channels);
   }
 };
 
-// --- The three paths
-// ------------------------------------------------------------------------------------------------------
+// --- The three paths ---
 
 // Float32 planes with rows of a usual length, straight from map to map; `pooled` holds the teacher's planes, or is null
 // where they are read from the teacher. False if there is no such loop.
@@ -254,8 +252,7 @@ double run_as(const AlignLayer& layer, int64_t item, A* scratch) {
   return sum;
 }
 
-// --- The interface
-// --------------------------------------------------------------------------------------------------------
+// --- The interface ---
 
 inline bool in_double(const AlignLayer& layer) {
   return layer.student.dtype == DType::float64 || layer.teacher.dtype == DType::float64;

@@ -78,8 +78,7 @@ inline bool for_each_vector(int64_t positions, Visit visit) {
   return true;
 }
 
-// --- Pooling
-// ----------------------------------------------------------------------------------------------------------
+// --- Pooling ---
 
 // One vector of pooled channels: the sums of kRatio adjacent numbers each.
 template <class A, class T, int kRatio>
@@ -110,8 +109,7 @@ inline A add_planes_at(const T* p, int64_t stride, int64_t count) {
   return sum;
 }
 
-// --- Loading a tile
-// -----------------------------------------------------------------------------------------------------
+// --- Loading a tile ---
 
 // `channels` of the block are a multiple of a vector.
 template <class A, class T, int kRatio>
@@ -211,8 +209,7 @@ void load_tile(const Map& map, int64_t width, const Block& block, A* tile, int64
   SKD_FOR_DTYPE(map.dtype, T, load_tile_from<A, T>(map, width, block, tile, lanes);)
 }
 
-// --- Storing a gradient
-// -------------------------------------------------------------------------------------------------
+// --- Storing a gradient ---
 
 // A tile of the pooled width into a map of that width.
 template <class A, class T>

@@ -11,7 +11,7 @@ from timm.models import PretrainedCfg, load_state_dict
 from torch import nn
 
 from skd.distill.errors import DistillError
-from skd.features import FeatureTap
+from skd.features import block_names
 
 PAIRED_LAYERS = 8
 _SHOWN_KEYS = 5
@@ -152,15 +152,7 @@ def default_layer_pairs(student: nn.Module, teacher: nn.Module) -> tuple[tuple[i
 
 def count_blocks(model: nn.Module) -> int:
     """How many blocks or stages :class:`skd.FeatureTap` can count in a model."""
-    count = 0
-    while True:
-        try:
-            FeatureTap(model, [count]).close()
-        except ValueError:
-            if count == 0:
-                raise
-            return count
-        count += 1
+    return len(block_names(model))
 
 
 def _name(model: nn.Module) -> str:
