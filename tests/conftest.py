@@ -6,12 +6,18 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
 
 if "SKD_TEST_EXTENSION" in os.environ:  # test another build of the kernels in place of the installed one
     spec = importlib.util.spec_from_file_location("skd._cpu", os.environ["SKD_TEST_EXTENSION"])
     sys.modules["skd._cpu"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["skd._cpu"])
 
+
+# Generated cases are the same in every run, unless a number of new ones is asked for.
+settings.register_profile("same", max_examples=60, derandomize=True, deadline=None)
+settings.register_profile("new", max_examples=int(os.environ.get("SKD_TEST_EXAMPLES", "1")), deadline=None)
+settings.load_profile("new" if "SKD_TEST_EXAMPLES" in os.environ else "same")
 
 from kernels_here import kernels, using  # noqa: E402  (it loads the extension)
 

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -129,7 +129,6 @@ def images():
 # tokens_to_map
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     st.integers(0, 3),
     st.integers(1, 5),
@@ -389,7 +388,6 @@ def test_declared_prefix_tokens_need_not_be_there_yet():
     assert torch.equal(FeatureTap(model, ["layer"])(x)[1][0], x)
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.integers(16, 150), st.integers(16, 150), st.sampled_from([4, 7, 14, 16]), st.booleans())
 def test_the_grid_is_found_for_images_that_are_no_multiple_of_the_patch(height, width, patch, pad):
     def count(size):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import BF16, F16, F32, F64, ORDERS, Case, constant_difference, matrix
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernels_here import kernels, using
 from torch.utils.checkpoint import checkpoint
@@ -28,8 +28,8 @@ def float64_oracle(student, teacher, match):
     return loss.detach(), torch.autograd.grad(loss, s)[0]
 
 
-def case_is_random(x):
-    return x.detach().float().unique().numel() > x.numel() // 16
+def varies(x):
+    return x.unique().numel() >= max(64, x.numel() // 16)
 
 
 def assert_close_to_float64(case, match, loss, gradient, student, teacher):
@@ -38,20 +38,22 @@ def assert_close_to_float64(case, match, loss, gradient, student, teacher):
     size = max(student.abs().max().item(), teacher.abs().max().item()) if student.numel() else 0.0
     # What rounding the inputs' own arithmetic leaves where student and teacher cancel; float32 ends at 1e-45.
     noise = size * (1e-15 if exact else 3e-7)
-    assert abs(loss.double() - expected_loss) <= (1e-13 if exact else 1e-6) * expected_loss + noise**2 + 1e-43
+    # The square of a difference that is off by e is off by 2 d e + e^2, however small d is against the maps.
+    cancelled = expected_loss.sqrt() * noise + noise**2
+    assert abs(loss.double() - expected_loss) <= (1e-13 if exact else 1e-6) * expected_loss + cancelled + 1e-43
     assert gradient.dtype == student.dtype and gradient.shape == student.shape
     error, norm = (gradient.double() - expected).norm().item(), expected.norm().item()
     per_number = 4.0 / max(1, student.numel()) * noise * math.sqrt(max(1, student.numel()))
     smallest = {F16: 6e-8, BF16: 1e-40}.get(student.dtype, 1e-44) * math.sqrt(max(1, student.numel()))
     # Of many numbers rounded to nearest, the errors' root mean square is well below the largest; truncation's is not.
-    usual = 0.6 if student.dtype in (BF16, F16) and student.numel() >= 64 and case_is_random(student) else 1.0
+    usual = 0.6 if student.dtype in (BF16, F16) and varies(expected) else 1.0
     assert error <= usual * ROUNDING[student.dtype] * norm + per_number + smallest, (error, norm)
     if norm > 10 * (per_number + smallest):
         cosine = (gradient.double() * expected).sum().item() / (gradient.double().norm().item() * norm)
         assert cosine > 1 - (1e-5 if student.dtype in (BF16, F16) else 1e-9)
         if student.dtype in (F32, F64):
             bias = (gradient.double() - expected).mean().item() / expected.abs().mean().item()
-            assert abs(bias) < 1e-6
+            assert abs(bias) < 1e-6 + 0.5 * per_number / norm
 
 
 @pytest.mark.parametrize("match", MATCHES)
@@ -92,7 +94,6 @@ def test_equal_numbers_add_up_without_drift(backend, shape, order):
     assert_close_to_float64(case, "complex", loss.detach(), gradient, student, teacher)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(0, 3),
     student_channels=st.integers(1, 40),
