@@ -36,8 +36,8 @@ CXX_FLAGS = [
 ]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
-OLDEST_NVCC = (11, 0)
-"""The first nvcc that knows C++17."""
+OLDEST_NVCC = (11, 8)
+"""The first nvcc whose runtime has cudaLaunchKernelEx."""
 DEFAULT_ARCHS = (80, 86, 89, 90, 100, 120)
 NVCC_OF_ARCH = {70: (9, 0), 72: (9, 2), 75: (10, 0), 80: (11, 0), 86: (11, 1), 87: (11, 4), 89: (11, 8), 90: (11, 8)}
 NVCC_OF_ARCH |= {100: (12, 8), 101: (12, 8), 120: (12, 8), 103: (12, 9), 121: (12, 9), 110: (13, 0)}
@@ -337,12 +337,17 @@ def cxx_commands(
 
 
 def nvcc_commands(
-    nvcc: Sequence[str], cxx: Sequence[str], includes: Sequence[str], archs: Iterable[tuple[int, str, bool]]
+    nvcc: Sequence[str],
+    cxx: Sequence[str],
+    includes: Sequence[str],
+    archs: Iterable[tuple[int, str, bool]],
+    threads: int = 1,
 ) -> tuple[list[str], list[str]]:
-    """Compile and link commands of skd._cuda."""
+    """Compile and link commands of skd._cuda; each compilation takes on ``threads`` architectures at once."""
     # A wrapper or a compiler with flags cannot be handed on; nvcc then looks for its host compiler itself.
     host = ["-ccbin", cxx[0]] if len(cxx) == 1 else []
-    compile_ = [*nvcc, *host, *NVCC_FLAGS, *arch_flags(archs), *(f"-I{folder}" for folder in includes)]
+    at_once = ["--threads", str(threads)] if threads > 1 else []
+    compile_ = [*nvcc, *host, *NVCC_FLAGS, *at_once, *arch_flags(archs), *(f"-I{folder}" for folder in includes)]
     return compile_, [*nvcc, *host, "-shared", "-cudart", "static", "-Xlinker", "-s"]
 
 

@@ -70,9 +70,11 @@ def plan_cuda(env, build_dir: str) -> Recipe | str:
     if skip:
         return skip
     archs = support.cuda_archs(env, nvcc.version)
+    # One source takes nearly all the time, so that the jobs are given to its architectures.
+    jobs = support.read_jobs(env, support.machine_cores(), support.machine_memory())
     return Recipe(
         f"nvcc {nvcc.version[0]}.{nvcc.version[1]} with {cxx.description}",
-        support.nvcc_commands(nvcc.command, cxx.command, includes(), archs),
+        support.nvcc_commands(nvcc.command, cxx.command, includes(), archs, jobs),
         support.cuda_objects(sources, build_dir),
         {"architectures": [f"{number}{suffix}{'+PTX' if ptx else ''}" for number, suffix, ptx in archs]},
     )

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import settings
 
-if "SKD_TEST_EXTENSION" in os.environ:  # test another build of the kernels in place of the installed one
-    spec = importlib.util.spec_from_file_location("skd._cpu", os.environ["SKD_TEST_EXTENSION"])
-    sys.modules["skd._cpu"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["skd._cpu"])
-
+# Other builds of the kernels to be tested in place of the installed ones.
+for name, variable in (("skd._cpu", "SKD_TEST_EXTENSION"), ("skd._cuda", "SKD_TEST_CUDA_EXTENSION")):
+    if variable in os.environ:
+        spec = importlib.util.spec_from_file_location(name, os.environ[variable])
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
 
 # Generated cases are the same in every run, unless a number of new ones is asked for.
 settings.register_profile("same", max_examples=60, derandomize=True, deadline=None)

@@ -1,6 +1,7 @@
 """The implementations that run on this machine, each instruction set of the CPU kernels on its own."""
 
 import contextlib
+import os
 
 from skd.ops import backends
 
@@ -10,7 +11,10 @@ def kernels() -> list[str]:
     names = ["reference"]
     if backends.backends()["cpu"] is True:
         names += [f"cpu:{isa}" for isa in backends.load("cpu").supported_instruction_sets]
-    return names
+    # Triton's interpreter, and the CUDA kernels compiled for the CPU, where the environment brings them.
+    names += [name for name in ("triton", "cuda") if "cpu" in backends.device_types(name)]
+    chosen = os.environ.get("SKD_TEST_KERNELS", "").split(",")
+    return [name for name in names if chosen == [""] or name in chosen]
 
 
 @contextlib.contextmanager

@@ -41,7 +41,9 @@ def read_rows(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"device": "cuda"}, "measures on the CPU only"),
+        ({"device": "tpu"}, "device='tpu' is not known"),
+        ({"batches": (64, 0)}, "batches="),
+        ({"add": True}, "with device 'cuda' and out"),
         ({"rounds": 0}, "rounds=0"),
         ({"threads": (2, 0)}, "threads="),
         ({"upstream": 0.0}, "upstream=0"),
@@ -85,6 +87,18 @@ def test_copy_moves_the_floor():
     copied = run.forward()
     assert 2 * copied.nbytes == case.floor_bytes("both")
     assert copied.data_ptr() != run.forward().data_ptr()
+
+
+@pytest.mark.parametrize("layout", ["tokens<-nchw", "nchw<-tokens"])
+def test_student_and_teacher_may_differ_in_memory_order(layout):
+    student, teacher = layout.split("<-")
+    shape = Shape(12, 20, 6, 5, 3)
+    mixed = measured.make_maps(Case(shape, layout, "float32"))
+    of = {order: measured.make_maps(Case(shape, order, "float32")) for order in (student, teacher)}
+    assert mixed.student.stride() == of[student].student.stride()
+    assert mixed.teacher.stride() == of[teacher].teacher.stride()
+    assert mixed.student_nchw.is_contiguous() and torch.equal(mixed.student, mixed.student_nchw)
+    assert mixed.teacher_nchw.is_contiguous() and torch.equal(mixed.teacher, mixed.teacher_nchw)
 
 
 def test_token_maps_are_views_behind_a_class_token():
@@ -330,9 +344,9 @@ def test_an_earlier_measurement_is_never_overwritten(tmp_path, capsys, monkeypat
     assert "holds a measurement already" in capsys.readouterr().err
     assert (tmp_path / "out" / "rows.csv").read_text() == "kept"
     monkeypatch.chdir(tmp_path)
-    first = runner._new_folder(None)
+    first = runner.new_folder(None)
     first.mkdir(parents=True)
-    assert runner._new_folder(None) != first
+    assert runner.new_folder(None) != first
 
 
 def with_variants(monkeypatch, *more, replace=()):

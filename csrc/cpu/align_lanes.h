@@ -118,16 +118,10 @@ double align_rows(Student student, Teacher teacher, Gradient gradient, A* scratc
     }
     if (row_weight != 0) {
       for (int64_t c = 0; c < lanes; c += n) {
-        Vector<A> even = Access<A, A>::load(sums[0] + c), odd = Access<A, A>::load(sums[1] + c);
-        if (odd_width) {
-          even += odd;
-          odd = even;
-          row_squares.add(even * even);
-        } else {
-          row_squares.add(even * even + odd * odd);
-        }
-        Access<A, A>::store(sums[0] + c, even * (row_weight * gradient_scale));
-        Access<A, A>::store(sums[1] + c, odd * (row_weight * gradient_scale));
+        RowSums<Vector<A>> sum{Access<A, A>::load(sums[0] + c), Access<A, A>::load(sums[1] + c)};
+        row_squares.add(close_row(sum, odd_width));
+        Access<A, A>::store(sums[0] + c, sum.even * (row_weight * gradient_scale));
+        Access<A, A>::store(sums[1] + c, sum.odd * (row_weight * gradient_scale));
       }
     } else if (kGradient) {  // an infinite sum must not turn the plain match's gradient into NaN
       for (int64_t c = 0; c < 2 * lanes; c += n) Access<A, A>::store(sums[0] + c, Vector<A>{});
@@ -138,7 +132,7 @@ double align_rows(Student student, Teacher teacher, Gradient gradient, A* scratc
       const auto g = g_row.column(w);
       const A *d = difference + w * lanes, *sum = sums[w % 2];
       for (int64_t c = 0; c < lanes; c += n) {
-        g.store(c, Access<A, A>::load(d + c) * gradient_scale + Access<A, A>::load(sum + c));
+        g.store(c, scaled_gradient(Access<A, A>::load(d + c), gradient_scale, Access<A, A>::load(sum + c)));
       }
     }
   }

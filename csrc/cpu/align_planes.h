@@ -102,7 +102,7 @@ double plane_rows(const A* difference, A* gradient, int64_t rows, int64_t column
     squares.add(sum * sum);
     sum *= sum_scale;
     for (int64_t w = 0; w < columns; w += n) {  // runs over into the next row, which is written later
-      Access<A, A>::store(gradient + w, Access<A, A>::load(difference + w) * gradient_scale + sum);
+      Access<A, A>::store(gradient + w, scaled_gradient(Access<A, A>::load(difference + w), gradient_scale, sum));
     }
   }
   return squares.total(parities) * double(row_weight);

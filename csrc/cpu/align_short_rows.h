@@ -97,7 +97,7 @@ void align_short_rows(const float* student, const float* teacher, int64_t teache
     }
     if (!kGradient) continue;
     sum *= sum_scale;
-    for (int i = 0; i < Row::kCount; ++i) Row::store(gradient, i, d[i] * gradient_scale + sum);
+    for (int i = 0; i < Row::kCount; ++i) Row::store(gradient, i, scaled_gradient(d[i], gradient_scale, sum));
   }
 }
 

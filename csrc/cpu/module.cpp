@@ -1,19 +1,17 @@
 // skd._cpu: pointers, shapes and strides in, numbers out. No PyTorch header, so one build serves every PyTorch.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <fstream>
 #include <memory>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "common/bind_layers.h"
 #include "cpu/spectral_align.h"
 #include "cpu/thread_pool.h"
 
@@ -103,11 +101,15 @@ int64_t bytes_of(const Map& map) {
 constexpr int64_t kNumbersPerThread = 16384;  // below this a second thread costs more than it does
 
 // The losses go to `out`: one number per layer, or their sum; float64 or float32.
-void spectral_align(std::vector<AlignLayer> layers, int threads, uintptr_t out, bool out_is_double, bool reduce) {
+void spectral_align(const std::vector<AlignArguments>& arguments, int threads, uintptr_t out, bool out_is_double,
+                    bool reduce) {
   const AlignKernel& kernel = chosen->spectral_align;
   int64_t bytes = 0;
-  for (const AlignLayer& layer : layers) bytes += 2 * bytes_of(layer.student) + bytes_of(layer.teacher);
-  for (AlignLayer& layer : layers) layer.stream_gradient = layer.gradient.data != nullptr && bytes > stream_above;
+  for (const AlignArguments& layer : arguments) bytes += 2 * bytes_of(layer.student) + bytes_of(layer.teacher);
+  std::vector<AlignLayer> layers;
+  for (const AlignArguments& layer : arguments) {
+    layers.push_back({layer, layer.gradient.data != nullptr && bytes > stream_above});
+  }
 
   std::vector<int64_t> first_item{0};
   size_t scratch = 0;
@@ -160,24 +162,7 @@ PYBIND11_MODULE(_cpu, m) {
   for (const InstructionSet& each : supported()) names.append(each.name);
   m.attr("supported_instruction_sets") = names;
 
-  py::class_<Map>(m, "Map").def(
-      py::init([](uintptr_t data, int dtype, std::array<int64_t, 4> shape, std::array<int64_t, 4> stride) {
-        Map map{reinterpret_cast<char*>(data), DType(dtype), {}, {}};
-        std::copy(shape.begin(), shape.end(), map.shape);
-        std::copy(stride.begin(), stride.end(), map.stride);
-        return map;
-      }),
-      py::arg("data"), py::arg("dtype"), py::arg("shape"), py::arg("stride"));
-
-  py::class_<AlignLayer>(m, "AlignLayer")
-      .def(py::init([](const Map& student, const Map& teacher, std::optional<Map> gradient, double row_weight,
-                       double loss_scale, double gradient_scale) {
-             const Map none{nullptr, student.dtype, {}, {}};
-             return AlignLayer{student,        teacher, gradient.value_or(none), row_weight, loss_scale,
-                               gradient_scale, false};
-           }),
-           py::arg("student"), py::arg("teacher"), py::arg("gradient"), py::arg("row_weight"), py::arg("loss_scale"),
-           py::arg("gradient_scale"));
+  bind_layers(m);
 
   m.def(
       "set_stream_above",

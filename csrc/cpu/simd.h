@@ -4,6 +4,7 @@
 // function shared between those objects could be run on a processor that lacks them.
 #pragma once
 
+#include "common/alignment.h"
 #include "common/number_formats.h"
 
 #if defined(__x86_64__)
@@ -194,7 +195,6 @@ inline Vector<A> add_pairs(Vector<A> a, Vector<A> b) {
 
 // A sum of vectors in double, lane by lane. Sums of squares go here after kTermsInFloat terms: a float that adds up
 // more of them is off by more than a millionth where all are alike.
-constexpr int kTermsInFloat = 16;
 
 template <class A>
 class DoubleSum {

@@ -10,8 +10,12 @@ def run(config: BenchConfig) -> int:
 
     Returns:
         The exit status: 0; 1 if a result was wrong or ``expect_ratio`` was missed; 2 for a configuration that
-        cannot be carried out (a sentence on stderr says why); 130 after Ctrl-C, when nothing is written.
+        cannot be carried out (a sentence on stderr says why); 130 after Ctrl-C, when nothing is written
+        (on CUDA: what was measured before it).
     """
-    from skd.bench import runner
+    if config.device == "cuda":
+        from skd.bench.cuda import runner
+    else:
+        from skd.bench import runner
 
     return runner.run(config)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -58,10 +59,22 @@ class Truth:
 
 def truth(case: Case, maps: Maps) -> Truth:
     """The published form, with its Fourier transforms, in float64."""
-    student = maps.student_nchw.detach().double().requires_grad_()
-    loss = reference.spectral_align_published(student, maps.teacher_nchw.double(), case.match)
-    (gradient,) = torch.autograd.grad(loss, student, case.upstream_gradient().double())
-    return Truth(loss.item(), gradient)
+    upstream = case.upstream_gradient()
+    loss, gradients = truth_of_layers([maps.student_nchw], [maps.teacher_nchw], case.match, upstream)
+    return Truth(loss, gradients[0])
+
+
+def truth_of_layers(
+    students: Sequence[Tensor], teachers: Sequence[Tensor], match: str, upstream: Tensor
+) -> tuple[float, list[Tensor]]:
+    """The same for the mean over layers: the loss, and the gradient of each student; one layer after the other."""
+    total, gradients = 0.0, []
+    for student, teacher in zip(students, teachers, strict=True):
+        student = student.detach().double().requires_grad_()
+        loss = reference.spectral_align_published(student, teacher.double(), match) / len(students)
+        gradients += torch.autograd.grad(loss, student, upstream.double())
+        total += loss.item()
+    return total, gradients
 
 
 def compare(expected: Truth, loss: Tensor, gradient: Tensor) -> Errors:
@@ -72,14 +85,33 @@ def compare(expected: Truth, loss: Tensor, gradient: Tensor) -> Errors:
         loss: the scalar loss, any floating dtype.
         gradient: of the student's shape, any floating dtype and strides.
     """
-    if gradient.shape != expected.gradient.shape:
+    return compare_layers((expected.loss, [expected.gradient]), loss, [gradient])
+
+
+def compare_layers(expected: tuple[float, Sequence[Tensor]], loss: Tensor, gradients: Sequence[Tensor]) -> Errors:
+    """The errors of a result with a gradient per layer, which count as one long gradient.
+
+    Args:
+        expected: from :func:`truth_of_layers`.
+        loss: the scalar loss, any floating dtype.
+        gradients: of the students' shapes, any floating dtype and strides.
+    """
+    expected_loss, expected_gradients = expected
+    if [g.shape for g in gradients] != [g.shape for g in expected_gradients]:
         return Errors(math.nan, math.nan, math.nan, math.nan)
-    g, g64 = gradient.detach().double().flatten(), expected.gradient.flatten()
-    difference = g - g64
-    norms = torch.linalg.vector_norm(g) * torch.linalg.vector_norm(g64)
+    found = wanted = deviation = product = drift = size = 0.0
+    for gradient, gradient64 in zip(gradients, expected_gradients, strict=True):
+        g, g64 = gradient.detach().double().flatten(), gradient64.flatten()
+        difference = g - g64
+        found += torch.dot(g, g).item()
+        wanted += torch.dot(g64, g64).item()
+        deviation += torch.dot(difference, difference).item()
+        product += torch.dot(g, g64).item()
+        drift += difference.sum().item()
+        size += g64.abs().sum().item()
     return Errors(
-        loss=abs(loss.item() - expected.loss) / abs(expected.loss),
-        gradient=(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(g64)).item(),
-        cosine=(torch.dot(g, g64) / norms).item(),
-        bias=(difference.sum() / g64.abs().sum()).item(),
+        loss=abs(loss.item() - expected_loss) / abs(expected_loss),
+        gradient=math.sqrt(deviation / wanted) if wanted else math.nan,
+        cosine=product / (math.sqrt(found) * math.sqrt(wanted)) if found and wanted else math.nan,
+        bias=drift / size if size else math.nan,
     )

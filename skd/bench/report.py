@@ -205,8 +205,12 @@ def plain_table(title: str, headings: Sequence[str], cells: Sequence[Sequence[st
 
 def show(group: Group) -> None:
     """Prints the table of a group, with rich on a terminal that is wide enough, and as plain text otherwise."""
-    title, cells = table(group)
-    text = plain_table(title, HEADINGS, cells)
+    show_table(*table(group), HEADINGS)
+
+
+def show_table(title: str, cells: Sequence[Sequence[str]], headings: Sequence[str]) -> None:
+    """Prints a table; a line whose second cell is a note like ``unavailable: ...`` has only that."""
+    text = plain_table(title, headings, cells)
     try:
         from rich.console import Console
         from rich.table import Table
@@ -214,12 +218,12 @@ def show(group: Group) -> None:
         print(text, end="\n\n", flush=True)
         return
     console = Console(highlight=False)
-    if not console.is_terminal or console.width < max(map(len, text.splitlines()[1:])) + 2 * len(HEADINGS):
+    if not console.is_terminal or console.width < max(map(len, text.splitlines()[1:])) + 2 * len(headings):
         print(text, end="\n\n", flush=True)
         return
     notes = [line for line in cells if ": " in line[1]]
     pretty = Table(title=title, title_justify="left")
-    for index, heading in enumerate(HEADINGS):
+    for index, heading in enumerate(headings):
         pretty.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for line in cells:
         if line not in notes:
@@ -242,10 +246,7 @@ def write(folder: Path, groups: Sequence[Group], conditions: dict[str, object]) 
         Their paths.
     """
     flat = [row for group in groups for row in rows(group)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=[*ROW_FIELDS, *conditions], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row | conditions for row in flat)
+    text = csv_text([*ROW_FIELDS, *conditions], [row | conditions for row in flat])
     samples = [
         {"case": g.case.name, "threads": g.threads, "variant": r.variant.name, "milliseconds": r.times.samples}
         for g in groups
@@ -253,9 +254,23 @@ def write(folder: Path, groups: Sequence[Group], conditions: dict[str, object]) 
         if r.status == OK and r.times is not None
     ]
     document = json.dumps({"conditions": conditions, "rows": flat, "samples": samples}, indent=1, allow_nan=False)
+    return write_files(folder, {"rows.csv": text, "rows.json": document + "\n"})
+
+
+def csv_text(fields: Sequence[str], lines: Sequence[dict[str, object]]) -> str:
+    """Lines as CSV with a heading; a field that a line does not have stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def write_files(folder: Path, contents: dict[str, str]) -> list[Path]:
+    """Writes files, each of which appears complete or not at all; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, content in (("rows.csv", text.getvalue()), ("rows.json", document + "\n")):
+    for name, content in contents.items():
         unfinished, path = folder / f".{name}.unfinished", folder / name
         try:
             unfinished.write_text(content, encoding="utf-8")

@@ -42,9 +42,10 @@ def run(config: BenchConfig) -> int:
     """See :func:`skd.bench.run`."""
     try:
         config.check()
+        config = config.with_defaults()
         shapes = select_shapes(config.shapes)
         variants = select_variants(config.variants, config.compile and not config.quick)
-        folder = _new_folder(config.out)
+        folder = new_folder(config.out)
     except ValueError as error:
         print(f"skd bench: {error}", file=sys.stderr)
         return 2
@@ -150,7 +151,7 @@ def examine(ready: Run, expected: correctness.Truth, case: Case) -> Result:
     try:
         loss, gradient = step()
     except Exception as error:  # a missing compiler, a kernel that refuses: the others are measured all the same
-        return Result(variant, UNAVAILABLE if variant.compiled else WRONG, _one_line(error))
+        return Result(variant, UNAVAILABLE if variant.compiled else WRONG, one_line(error))
     errors = None
     if variant.name != COPY:
         errors = correctness.compare(expected, loss, gradient)
@@ -184,7 +185,7 @@ def compiling_for(threads: int) -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:200]
 
@@ -194,7 +195,6 @@ def _one_line(error: Exception) -> str:
 
 def _conditions(config: BenchConfig) -> dict[str, object]:
     """What the figures depend on; goes into every row."""
-    commit = env.git_commit()
     allocator = "as it is" if config.allocator == "default" else memory.recycle_freed_memory()
     policy = os.environ.get("OMP_WAIT_POLICY", "not set")
     return {
@@ -204,12 +204,7 @@ def _conditions(config: BenchConfig) -> dict[str, object]:
         "skd_instruction_set": env.instruction_set(),
         "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),
         "last_level_cache_bytes": env.last_level_cache_bytes(),
-        "os": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "skd": env.version(),
-        "commit": commit[0] if commit else None,
-        "uncommitted_changes": commit[1] if commit else None,
+        **software(),
         "allocator": allocator,
         "cache": config.cache,
         "omp_wait_policy": policy if WAIT_POLICY_IN_TIME else f"{policy} (torch was loaded before it was looked at)",
@@ -217,6 +212,19 @@ def _conditions(config: BenchConfig) -> dict[str, object]:
         "seed": config.seed,
         "quick": config.quick,
         "load_average_at_start": _load_average(),
+    }
+
+
+def software() -> dict[str, object]:
+    """System, versions and commit."""
+    commit = env.git_commit()
+    return {
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "skd": env.version(),
+        "commit": commit[0] if commit else None,
+        "uncommitted_changes": commit[1] if commit else None,
     }
 
 
@@ -290,7 +298,7 @@ def _status(config: BenchConfig, groups: list[Group]) -> int:
     return status
 
 
-def _new_folder(out: Path | None) -> Path:
+def new_folder(out: Path | None) -> Path:
     """Where the rows go; nothing is created yet.
 
     Raises:

@@ -132,18 +132,28 @@ def make_maps(case: Case, seed: int = 0) -> Maps:
 
     # Means that differ make row sums of d count: the Fourier coefficients at kx=0 are not lost in the noise.
     student, teacher = normal(shape.student, 0.0), normal(shape.teacher, 0.25)
-    if case.layout == "nchw":
-        laid_out = student, teacher
-    elif case.layout == "tokens":
-        laid_out = _as_tokens(student, prefix=1), _as_tokens(teacher, prefix=0)
-    else:
-        raise ValueError(f"layout={case.layout!r} is not known; use 'nchw' or 'tokens'")
-    student_nchw = student if case.layout == "nchw" else student.clone()
-    return Maps(laid_out[0].requires_grad_(), laid_out[1], student_nchw.requires_grad_(), teacher)
+    orders = split_layout(case.layout)
+    student_map, teacher_map = lay_out(student, orders[0], prefix=1), lay_out(teacher, orders[1])
+    return Maps(student_map.requires_grad_(), teacher_map, student.requires_grad_(), teacher)
 
 
-def _as_tokens(x: Tensor, prefix: int) -> Tensor:
-    """The same map as a view of tokens ``[B, prefix + H*W, C]``."""
+def split_layout(layout: str) -> tuple[str, str]:
+    """The memory orders of student and teacher.
+
+    Raises:
+        ValueError: a layout that is none.
+    """
+    student, _, teacher = layout.partition("<-")
+    orders = student, teacher or student
+    if not {"nchw", "tokens"}.issuperset(orders):
+        raise ValueError(f"layout={layout!r} is not known; use 'nchw', 'tokens', 'tokens<-nchw' or 'nchw<-tokens'")
+    return orders
+
+
+def lay_out(x: Tensor, order: str, prefix: int = 0) -> Tensor:
+    """A contiguous map itself, or the same numbers as a view of tokens ``[B, prefix + H*W, C]``."""
+    if order == "nchw":
+        return x
     batch, channels, height, width = x.shape
     tokens = x.new_zeros(batch, prefix + height * width, channels)
     tokens[:, prefix:] = x.flatten(2).transpose(1, 2)

@@ -8,6 +8,7 @@ with its reason.
 import functools
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -20,20 +21,19 @@ NAMES = ("cuda", "triton", "cpu", "reference")
 @functools.cache
 def load(name: str) -> object:
     """The module behind a compiled backend, or a sentence (str) saying why there is none."""
-    if name != "cpu":
-        return f"skd {_version()} has no {name} kernels"
+    if name == "triton":
+        try:
+            importlib.import_module("triton")
+        except ImportError as error:
+            return f"Triton cannot be imported: {error}"
+        return importlib.import_module("skd.kernels")
+    module = f"skd._{name}"
     try:
-        return importlib.import_module("skd._cpu")
+        return importlib.import_module(module)
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "skd._cpu":
-            return f"the extension skd._cpu is not in this installation: {_why_not_built('cpu')}"
-        return f"skd._cpu could not be loaded: {error}"
-
-
-def _version() -> str:
-    import skd
-
-    return skd.__version__
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            return f"the extension {module} is not in this installation: {_why_not_built(name)}"
+        return f"{module} could not be loaded: {error}"
 
 
 def _why_not_built(name: str) -> str:
@@ -43,12 +43,31 @@ def _why_not_built(name: str) -> str:
 
 
 def backends() -> dict[str, bool | str]:
-    """What this installation can run: backend name -> True, or the reason (str) it is not available."""
+    """What can run here: backend name -> True, or the reason (str) it is not available."""
     available: dict[str, bool | str] = {}
     for name in NAMES:
         module = True if name == "reference" else load(name)
-        available[name] = module if isinstance(module, str) else True
+        reason = module if isinstance(module, str) else _missing_device(name)
+        available[name] = True if reason is None else reason
     return available
+
+
+def _missing_device(name: str) -> str | None:
+    """Why no device here is one of a backend's, or None. No CUDA context is made: the driver's library is asked."""
+    types = device_types(name)
+    if "cpu" in types:
+        return None
+    if torch.cuda.device_count() > 0:
+        return _wrong_platform(name)
+    if "xpu" in types and hasattr(torch, "xpu") and torch.xpu.is_available():
+        return None
+    return "PyTorch sees no GPU"
+
+
+def _wrong_platform(name: str) -> str | None:
+    if name == "cuda" and torch.version.hip is not None:
+        return "this PyTorch is built for ROCm; use backend 'triton'"
+    return None
 
 
 def requested(backend: str | None) -> str | None:
@@ -65,7 +84,13 @@ def requested(backend: str | None) -> str | None:
     return backend
 
 
-def choose(backend: str | None, device: torch.device, implementations: Mapping[str, Callable], operation: str) -> str:
+def choose(
+    backend: str | None,
+    device: torch.device,
+    implementations: Mapping[str, Callable],
+    operation: str,
+    in_double: bool = False,
+) -> str:
     """The backend that runs a call of ``operation`` on tensors of ``device``.
 
     Args:
@@ -73,6 +98,7 @@ def choose(backend: str | None, device: torch.device, implementations: Mapping[s
         device: where all tensors of the call are.
         implementations: the backends this operation has, by name.
         operation: its name, for the sentences.
+        in_double: whether a tensor of the call is float64.
 
     Raises:
         ValueError: the name is no backend.
@@ -80,43 +106,52 @@ def choose(backend: str | None, device: torch.device, implementations: Mapping[s
     """
     name = requested(backend)
     if name is not None:
-        reason = _refusal(name, device.type, operation, name in implementations)
+        reason = _refusal(name, device, operation, name in implementations, in_double)
         if reason:
             raise RuntimeError(f"backend {name!r} cannot run {operation}: {reason}")
         return name
-    return _best(device.type, operation, tuple(implementations))
+    return _best(device, operation, tuple(implementations), in_double)
 
 
 @functools.cache
-def _best(device_type: str, operation: str, implemented: tuple[str, ...]) -> str:
+def _best(device: torch.device, operation: str, implemented: tuple[str, ...], in_double: bool) -> str:
     reasons = []
     for name in NAMES:
-        reason = _refusal(name, device_type, operation, name in implemented)
+        reason = _refusal(name, device, operation, name in implemented, in_double)
         if reason is None:
             if reasons and name == "reference":
-                sentence = f"{operation} on {device_type} falls back to plain PyTorch: {'; '.join(reasons)}"
+                sentence = f"{operation} on {device.type} falls back to plain PyTorch: {'; '.join(reasons)}"
                 warnings.warn(sentence, RuntimeWarning, stacklevel=2)  # once, since the choice is remembered
             return name
         # Only a kernel made for this kind of device is missed when it is absent.
-        if name in _MADE_FOR.get(device_type, ()):
+        if device.type in device_types(name):
             reasons.append(reason)
     raise AssertionError("the reference serves every device")
 
 
-_MADE_FOR = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
-"""Device types and the kernels for them."""
+def device_types(name: str) -> tuple[str, ...]:
+    """The kinds of device a backend is made for."""
+    if name == "cuda":  # the tests have a build of the same kernels that runs on the CPU
+        return (getattr(sys.modules.get("skd._cuda"), "device_type", "cuda"),)
+    if name == "triton":
+        return ("cuda", "xpu", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda", "xpu")
+    return ("cpu",)
 
 
 @functools.cache
-def _refusal(name: str, device_type: str, operation: str, implemented: bool) -> str | None:
+def _refusal(name: str, device: torch.device, operation: str, implemented: bool, in_double: bool) -> str | None:
     """Why a backend cannot serve, or None if it can."""
     if name == "reference":
         return None
+    if device.type not in device_types(name):
+        return f"it does not serve tensors on {device.type}"
     module = load(name)
     if isinstance(module, str):
         return module
     if not implemented:
         return f"{operation} has no {name} kernel"
-    if name not in _MADE_FOR.get(device_type, ()):
-        return f"it does not serve tensors on {device_type}"
+    if in_double and name in ("cuda", "triton"):
+        return "it does not compute in float64; convert the maps to float32, or use backend 'reference'"
+    if name == "cuda" and device.type == "cuda":
+        return _wrong_platform(name) or module.obstacle(device.index or 0) or None
     return None

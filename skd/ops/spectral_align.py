@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from skd import reference
-from skd.ops import backends
+from skd.ops import backends, extensions
+from skd.ops.extensions import map_of
 from skd.ops.stored_gradients import (
     hand_out,
     is_plain_eager,
@@ -96,9 +97,9 @@ def _forward(students, teachers, scales, match, needs_gradient, backend, reduce=
                 "gradient_scale": stored_scale(number, scale, gradient.dtype),
             }
         )
-    name = backends.choose(backend, students[0].device, IMPLEMENTATIONS, "spectral_align")
-    shape = () if reduce else (len(layers),)
-    losses = torch.empty(shape, dtype=_losses_dtype(students, teachers), device=students[0].device)
+    device, dtype = students[0].device, _losses_dtype(students, teachers)
+    name = backends.choose(backend, device, IMPLEMENTATIONS, "spectral_align", dtype == torch.float64)
+    losses = torch.empty(() if reduce else (len(layers),), dtype=dtype, device=device)
     IMPLEMENTATIONS[name](layers, losses)
     return losses, gradients
 
@@ -129,46 +130,57 @@ def _run_reference(layers: list[dict], out: Tensor) -> None:
 
 def _run_cpu(layers: list[dict], out: Tensor) -> None:
     extension = backends.load("cpu")
-    described = [
-        extension.AlignLayer(
-            _map(extension, layer["student"]),
-            _map(extension, layer["teacher"]),
-            None if layer["gradient"] is None else _map(extension, layer["gradient"]),
-            layer["row_weight"],
-            layer["loss_scale"],
-            layer["gradient_scale"],
-        )
-        for layer in layers
-    ]
+    described = [_describe(extension, layer) for layer in layers]
     in_double = out.dtype == torch.float64
     extension.spectral_align(described, torch.get_num_threads(), out.data_ptr(), in_double, out.ndim == 0)
 
 
-_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+def _run_cuda(layers: list[dict], out: Tensor) -> None:
+    extension = backends.load("cuda")
+    described = [_describe(extension, layer) for layer in layers]
+    plan = extension.AlignPlan(described, out.ndim == 0)
+    with extensions.on(out.device) as (device, stream):
+        workspace = torch.empty(plan.workspace_doubles, dtype=torch.float64, device=out.device)
+        plan.launch(out.data_ptr(), workspace.data_ptr(), device, stream)
 
 
-def _map(extension, x: Tensor):
-    return extension.Map(x.data_ptr(), _DTYPE_CODES[x.dtype], x.shape, x.stride())
+def _run_triton(layers: list[dict], out: Tensor) -> None:
+    from skd.kernels import spectral_align as kernel
+
+    kernel.run(layers, out)
+
+
+def _describe(extension, layer: dict):
+    gradient = layer["gradient"]
+    return extension.AlignLayer(
+        map_of(extension, layer["student"]),
+        map_of(extension, layer["teacher"]),
+        None if gradient is None else map_of(extension, gradient),
+        layer["row_weight"],
+        layer["loss_scale"],
+        layer["gradient_scale"],
+    )
 
 
 # Each fills the gradients of its layers and `out`, [L] losses or, if it has no dimension, their sum.
-IMPLEMENTATIONS = {"cpu": _run_cpu, "reference": _run_reference}
+IMPLEMENTATIONS = {"cuda": _run_cuda, "triton": _run_triton, "cpu": _run_cpu, "reference": _run_reference}
 
 
 # --- Autograd, in eager mode and registered ---
 
 
-def _save(ctx, students, teachers, scales, match, needs_gradient, gradients) -> None:
+def _save(ctx, students, teachers, scales, match, needs_gradient, backend, gradients) -> None:
     ctx.set_materialize_grads(False)  # no zeros the size of the maps for outputs that nobody differentiates
     ctx.save_for_backward(*gradients)
     ctx.scales, ctx.needs_gradient, ctx.dtypes = scales, needs_gradient, [s.dtype for s in students]
+    ctx.backend = backend
     ctx.numbers = [numbers_in_mean(match, s, t) for s, t in zip(students, teachers, strict=True)]
 
 
 def _student_gradients(ctx, upstream: Tensor | None) -> list[Tensor | None]:
     if upstream is None:
         return [None] * len(ctx.numbers)
-    gradients = hand_out(ctx.saved_tensors, upstream, ctx.numbers, ctx.scales, ctx.dtypes)
+    gradients = hand_out(ctx.saved_tensors, upstream, ctx.numbers, ctx.scales, ctx.dtypes, ctx.backend)
     return [g if needed else None for g, needed in zip(gradients, ctx.needs_gradient, strict=True)]
 
 
@@ -177,9 +189,8 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, arguments, reduce, *_):
-        students, teachers, scales, match, needs_gradient, _ = arguments
         losses, gradients = _forward(*arguments, reduce)
-        _save(ctx, students, teachers, scales, match, needs_gradient, gradients)
+        _save(ctx, *arguments, gradients)
         return losses
 
     @staticmethod
@@ -226,11 +237,10 @@ def _fake(students, teachers, scales, match, needs_gradient, backend):
 
 
 def _setup_context(ctx, inputs, output):
-    students, teachers, scales, match, needs_gradient, _ = inputs
-    if any(t.requires_grad for t in teachers):
+    if any(t.requires_grad for t in inputs[1]):
         raise ValueError(TEACHER_REQUIRES_GRAD)
     ctx.mark_non_differentiable(*output[1])
-    _save(ctx, students, teachers, scales, match, needs_gradient, output[1])
+    _save(ctx, *inputs, output[1])
 
 
 def _registered_backward(ctx, upstream, _):

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from skd.ops import backends, extensions
+from skd.ops.extensions import DTYPE_CODES
+
 
 def gradient_scale(number: int, scale: float) -> float:
     """What a layer's unscaled gradient is multiplied with: 2 * scale / number, and 0 for an empty layer."""
@@ -44,46 +47,84 @@ def float16_exponent(full_scale: float) -> int:
 
 
 torch.library.define(
-    "skd::scale_gradients", "(Tensor[] stored, Tensor upstream, SymInt[] numbers, float[] scales) -> Tensor[]"
+    "skd::scale_gradients",
+    "(Tensor[] stored, Tensor upstream, SymInt[] numbers, float[] scales, str? backend) -> Tensor[]",
 )
 
 
 @torch.library.impl("skd::scale_gradients", "CompositeExplicitAutograd")
-def _scale_gradients(stored, upstream, numbers, scales):
+def _scale_gradients(stored, upstream, numbers, scales, backend):
     outputs = [torch.empty_like(g) for g in stored]
-    _scale_into(stored, outputs, _factors(stored, upstream, numbers, scales))
+    _scale_into(stored, outputs, upstream, _powers(stored, numbers, scales), backend)
     return outputs
 
 
 @torch.library.register_fake("skd::scale_gradients")
-def _scale_gradients_fake(stored, upstream, numbers, scales):
+def _scale_gradients_fake(stored, upstream, numbers, scales, backend):
     return [torch.empty_like(g) for g in stored]
 
 
-def _factors(stored, upstream, numbers, scales) -> list:
-    """What each layer's stored gradient is multiplied with: the upstream gradient, float16 exponents undone.
+def _powers(stored, numbers, scales) -> list[float]:
+    """What the upstream gradients are multiplied with: the power of two that a float16 gradient is off by, else 1."""
+    return [
+        math.ldexp(1.0, float16_exponent(gradient_scale(number, scale))) if g.dtype == torch.float16 else 1.0
+        for g, number, scale in zip(stored, numbers, scales, strict=True)
+    ]
 
-    Numbers on the CPU, where reading a tensor waits for nobody; 0-dim tensors elsewhere.
+
+def _scale_into(
+    stored: Sequence[Tensor], outputs: Sequence[Tensor], upstream: Tensor, powers: list[float], backend: str | None
+) -> None:
+    """``outputs[l] = stored[l] * (upstream[l] * powers[l])``; they may be the same tensors.
+
+    An output has its stored gradient's strides, without gaps or overlaps, so that both are flat memory.
     """
-    factors = upstream.tolist() if upstream.device.type == "cpu" else list(upstream.unbind())
-    for index, (gradient, number, scale) in enumerate(zip(stored, numbers, scales, strict=True)):
-        if gradient.dtype == torch.float16:
-            power = math.ldexp(1.0, float16_exponent(gradient_scale(number, scale)))
-            factor = factors[index]
-            factors[index] = (factor.double() if isinstance(factor, Tensor) else factor) * power
-    return factors
+    if upstream.device.type == "cpu" and backend in (None, "cpu", "reference"):
+        return _scale_by_numbers(stored, outputs, upstream, powers)
+    in_double = torch.float64 in {g.dtype for g in stored}
+    name = backends.choose(backend, upstream.device, SCALE_IMPLEMENTATIONS, "scale_gradients", in_double)
+    SCALE_IMPLEMENTATIONS[name](stored, outputs, upstream, powers)
 
 
-def _scale_into(stored: Sequence[Tensor], outputs: Sequence[Tensor], factors: list) -> None:
-    for gradient, out, factor in zip(stored, outputs, factors, strict=True):
-        if isinstance(factor, Tensor):
-            wide = torch.promote_types(gradient.dtype, torch.float32)
-            out.copy_(gradient.to(wide) * factor.to(wide))
-        elif factor != 1.0:
+def _scale_by_numbers(stored, outputs, upstream, powers) -> None:
+    """On the CPU, where reading a tensor waits for nobody."""
+    for gradient, out, factor, power in zip(stored, outputs, upstream.tolist(), powers, strict=True):
+        factor *= power
+        if factor != 1.0:
             # A number keeps its precision in a product with 16-bit numbers, where a 0-dim tensor is rounded first.
             torch.mul(gradient, factor, out=out)
         elif out is not gradient:
             out.copy_(gradient)
+
+
+def _scale_with_reference(stored, outputs, upstream, powers) -> None:
+    for gradient, out, factor, power in zip(stored, outputs, upstream.unbind(), powers, strict=True):
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        out.copy_(gradient.to(wide) * (factor.double() * power).to(wide))
+
+
+def _scale_with_cuda(stored, outputs, upstream, powers) -> None:
+    upstream = upstream.float()
+    with extensions.on(upstream.device) as (device, stream):
+        described = [
+            (g.data_ptr(), out.data_ptr(), DTYPE_CODES[g.dtype], g.numel(), power)
+            for g, out, power in zip(stored, outputs, powers, strict=True)
+        ]
+        backends.load("cuda").scale_gradients(described, upstream.data_ptr(), upstream.stride(0), device, stream)
+
+
+def _scale_with_triton(stored, outputs, upstream, powers) -> None:
+    from skd.kernels import scale_gradients as kernel
+
+    kernel.run(list(stored), list(outputs), upstream.float(), powers)
+
+
+SCALE_IMPLEMENTATIONS = {
+    "cuda": _scale_with_cuda,
+    "triton": _scale_with_triton,
+    "cpu": _scale_by_numbers,
+    "reference": _scale_with_reference,
+}
 
 
 def is_plain_eager(tensors: Sequence[Tensor]) -> bool:
@@ -137,6 +178,7 @@ def hand_out(
     numbers: Sequence[int],
     scales: Sequence[float],
     dtypes: Sequence[torch.dtype],
+    backend: str | None,
 ) -> Sequence[Tensor]:
     """The gradients of the students, inside a backward.
 
@@ -145,15 +187,16 @@ def hand_out(
         upstream: ``[L]``, the gradient of the losses.
         numbers, scales: as in :func:`gradient_scale`, per layer.
         dtypes: the students'.
+        backend: as asked for in the forward.
     """
     refuse_transforms(())
     with torch.no_grad():
         if type(upstream) is Tensor and is_plain_eager(stored) and not _graph_is_kept():
             # Nothing will read the stored gradients again, so they become the result without a second buffer.
             gradients = [g.detach() for g in stored]
-            _scale_into(gradients, gradients, _factors(gradients, upstream, numbers, scales))
+            _scale_into(gradients, gradients, upstream, _powers(gradients, numbers, scales), backend)
         else:
-            gradients = torch.ops.skd.scale_gradients(stored, upstream, numbers, scales)
+            gradients = torch.ops.skd.scale_gradients(stored, upstream, numbers, scales, backend)
         gradients = [g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True)]
     if torch.is_grad_enabled():  # create_graph
         gradients = _OnceDifferentiable.apply(*(g.requires_grad_() for g in gradients))

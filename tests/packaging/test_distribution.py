@@ -76,9 +76,9 @@ def sdist(tree) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist) -> Path:
-    """Compiled without optimisation: it is only imported here, and whoever runs the tests has built it in earnest."""
+    """Compiled without optimisation and for one GPU: whoever runs the tests has built it in earnest."""
     folder = sdist.parent.parent
-    environment = {}
+    environment = {"SKD_CUDA_ARCHS": "90"}
     if CXX.command:
         compiler = folder / "quick-c++"
         compiler.write_text(f'#!/bin/sh\nexec {shlex.join(CXX.command)} "$@" -O0\n')
@@ -111,6 +111,8 @@ def test_wheel_holds_the_package_and_nothing_else(tree, wheel):
     version = load("skd/__init__").__version__
     info = {name for name in names if name.startswith(f"skd-{version}.dist-info/")}
     extensions = set() if CXX.obstacle else {f"skd/_cpu{SUFFIX}"}
+    if not CXX.obstacle and not NVCC.obstacle:
+        extensions.add(f"skd/_cuda{SUFFIX}")
     yaml = {path.relative_to(tree).as_posix() for path in (tree / "skd").rglob("*.yaml")}
     expected = {f"skd/{name}" for name in python_files(tree / "skd")}
     expected |= {f"skd/kernels/{name}" for name in python_files(tree / "kernels")}

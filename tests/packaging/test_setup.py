@@ -124,7 +124,7 @@ class TestFindNvcc:
     def test_too_old(self, support, program, release):
         nvcc = support.find_nvcc({"PATH": program("nvcc", NVCC.format(release))})
         assert nvcc.command == []
-        assert nvcc.obstacle == f"nvcc {release} is too old; 11.0 or later is needed"
+        assert nvcc.obstacle == f"nvcc {release} is too old; 11.8 or later is needed"
 
     @pytest.mark.parametrize(("prints", "status"), [("hello", 0), (NVCC.format("13.0"), 1)])
     def test_says_nothing_of_use(self, support, program, prints, status):
@@ -147,8 +147,6 @@ class TestArchs:
     @pytest.mark.parametrize(
         ("version", "archs"),
         [
-            ((11, 0), "80+PTX"),
-            ((11, 1), "80 86+PTX"),
             ((11, 8), "80 86 89 90+PTX"),
             ((12, 6), "80 86 89 90+PTX"),
             ((12, 8), "80 86 89 90 100 120+PTX"),
@@ -290,6 +288,12 @@ class TestCommands:
         for command in (compile_, link):
             assert command[command.index("-cudart") + 1] == "static"
         assert "-ccbin" not in support.nvcc_commands(["nvcc"], ["ccache", "g++"], [], [])[0]
+
+    def test_jobs_are_architectures_at_once(self, support):
+        archs = [(80, "", False), (90, "", True)]
+        assert "--threads" not in support.nvcc_commands(["nvcc"], ["g++"], [], archs)[0]
+        compile_ = support.nvcc_commands(["nvcc"], ["g++"], [], archs, 3)[0]
+        assert compile_[compile_.index("--threads") + 1] == "3"
 
     def test_ninja_text_escapes(self, support):
         objects = [support.Object("a b.cpp", "out dir/a.o", ["-DPRICE=$5"])]

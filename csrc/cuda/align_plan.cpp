@@ -1,0 +1,214 @@
+#include "cuda/align_plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+namespace skd {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// At most `most` at a time, in parts of about one size that are multiples of `unit` if there is room for one.
+int64_t evenly(int64_t n, int64_t most, int64_t unit) {
+  most = std::max<int64_t>(1, std::min(n, most));
+  if (most >= unit && most < n) most = most / unit * unit;
+  const int64_t even = round_up(divide_up(n, divide_up(n, most)), unit);
+  return even <= most ? even : most;
+}
+
+Order order_of(const Map& map) {
+  const int64_t *n = map.shape, *s = map.stride;
+  const bool positions_evenly_spaced = n[2] == 1 || n[3] == 1 || s[2] == n[3] * s[3];
+  if (n[1] >= 8 && s[1] == 1 && positions_evenly_spaced) return Order::channels;
+  const bool rows_contiguous = n[3] == 1 || s[3] == 1;
+  const bool plane_contiguous = n[2] == 1 || s[2] == n[3];
+  return rows_contiguous && plane_contiguous ? Order::planes : Order::any;
+}
+
+// Bytes between positions that follow each other.
+int64_t position_stride(const Map& map) {
+  return (map.shape[3] > 1 ? map.stride[3] : map.stride[2]) * bytes_of(map.dtype);
+}
+
+bool planes_adjoin(const Map& map) { return map.shape[1] == 1 || map.stride[1] == map.shape[2] * map.shape[3]; }
+
+// Whether stretches that follow each other begin at one remainder of 16 bytes, as 16-byte pieces need.
+bool stretches_alike(const Map& map, Order order) {
+  const int64_t stride = order == Order::channels ? position_stride(map) : map.stride[1] * int64_t(bytes_of(map.dtype));
+  return stride % 16 == 0;
+}
+
+// A tile's part of one map: its stretches, and the bytes that it takes in shared memory.
+int64_t lay_out(DeviceMap& part, const Map& map, int64_t channels, const DeviceLayer& layer) {
+  const int64_t size = bytes_of(map.dtype), positions = int64_t(layer.rows) * layer.columns;
+  int64_t count, length;
+  if (part.order == Order::channels) {
+    count = positions, length = channels * size;
+  } else if (layer.rows == layer.height && planes_adjoin(map)) {
+    count = 1, length = channels * positions * size;
+  } else {
+    count = channels, length = positions * size;
+  }
+  part.whole_vectors = count == 1 || stretches_alike(map, part.order);
+  part.lanes_log2 = 0;
+  while (part.lanes_log2 < 7 && (16 << part.lanes_log2) < length) ++part.lanes_log2;
+  part.pitch = 0;
+  if (count == 1) return round_up(length + 16, 16);
+  // Threads of a row side by side, and rows of neighbouring channels, meet different banks.
+  int64_t pitch = round_up(length, 16);
+  const int64_t remainder = part.order == Order::channels && layer.lanes == 2 ? 64 : 16;
+  while (pitch % 128 != remainder) pitch += 16;
+  part.pitch = int(pitch);
+  return count * pitch + 16;
+}
+
+// Shared memory of a tile of the layer's present size, or -1 where a part cannot be fetched in 16-byte pieces.
+int64_t try_tile(DeviceLayer& layer, const AlignArguments& from) {
+  // A window of overlapping ones may begin one channel early and end one late.
+  const int64_t windows = divide_up(int64_t(layer.channels) * layer.teacher_channels, layer.width);
+  const int64_t teacher_channels = std::min<int64_t>(layer.teacher_channels, windows + (layer.ratio == 0 ? 2 : 0));
+  const int64_t student = lay_out(layer.student, from.student, layer.channels, layer);
+  const int64_t teacher = lay_out(layer.teacher, from.teacher, teacher_channels, layer);
+  if (!layer.student.whole_vectors || !layer.teacher.whole_vectors) return -1;
+  layer.student.offset = 64;  // after what the threads' sums need
+  layer.teacher.offset = int(64 + student);
+  return 64 + student + teacher;
+}
+
+// Chooses the size of the tiles; false if the layer has to take the direct path.
+bool plan_tiles(DeviceLayer& layer, const AlignArguments& from) {
+  const DeviceMap &s = layer.student, &t = layer.teacher;
+  if (layer.student_channels > layer.width || s.order == Order::any || t.order == Order::any) return false;
+  const int64_t ratio = divide_up(layer.teacher_channels, layer.width);
+  const int64_t bytes = bytes_of(s.dtype) + ratio * bytes_of(t.dtype);
+  const bool planes_only = s.order == Order::planes && t.order == Order::planes;
+  layer.rows_first = planes_only;
+  for (int64_t numbers = kTileBytes / bytes; numbers >= layer.columns; numbers = numbers * 3 / 4) {
+    const int64_t row_channels = numbers / layer.columns;  // channels of one row that fit
+    const int64_t plane_channels = row_channels / layer.height;
+    const bool whole_planes = planes_adjoin(from.student) && planes_adjoin(from.teacher);
+    const auto take = [&](int64_t channels, int64_t rows) {
+      layer.channels = int(channels), layer.rows = int(rows);
+      const int64_t shared = try_tile(layer, from);
+      return shared > 0 && shared <= kSharedBytes;
+    };
+    if (planes_only) {
+      if (plane_channels >= 1) {
+        if (take(evenly(layer.width, whole_planes ? plane_channels : 1, 1), layer.height)) return true;
+        if (take(1, layer.height)) return true;
+      } else if (take(1, evenly(layer.height, row_channels, 1))) {
+        return true;
+      }
+      continue;
+    }
+    // Stretches of channels of 128 bytes or more, whatever rows there is room for then; or whole planes where only
+    // these can be fetched.
+    const int size = std::min(bytes_of(s.dtype), bytes_of(t.dtype));
+    const bool tokens_only = s.order == Order::channels && t.order == Order::channels;
+    const int64_t wanted = tokens_only ? row_channels : std::min<int64_t>(row_channels, 128 / size);
+    const int64_t channels = evenly(layer.width, wanted, 16);
+    if (take(channels, evenly(layer.height, row_channels / channels, 1))) return true;
+    if (plane_channels >= 1 && take(evenly(layer.width, plane_channels, 8), layer.height)) return true;
+    if (plane_channels < 1 && take(1, evenly(layer.height, row_channels, 1))) return true;
+  }
+  return false;
+}
+
+DeviceMap device_map(const Map& map) {
+  DeviceMap part{};
+  part.data = map.data;
+  part.dtype = map.dtype;
+  part.order = map.data == nullptr ? Order::any : order_of(map);
+  std::copy(map.stride, map.stride + 4, part.stride);
+  return part;
+}
+
+int as_int(int64_t n) {
+  if (n > std::numeric_limits<int>::max()) throw std::invalid_argument("a dimension of a map exceeds 2^31 - 1");
+  return int(n);
+}
+
+DeviceLayer plan_layer(const AlignArguments& from) {
+  DeviceLayer layer{};
+  layer.student = device_map(from.student);
+  layer.teacher = device_map(from.teacher);
+  layer.gradient = device_map(from.gradient);
+  layer.loss_scale = from.loss_scale;
+  layer.row_weight = float(from.row_weight);
+  layer.gradient_scale = float(from.gradient_scale);
+  layer.batch = as_int(from.student.shape[0]);
+  layer.student_channels = as_int(from.student.shape[1]);
+  layer.teacher_channels = as_int(from.teacher.shape[1]);
+  layer.width = std::min(layer.student_channels, layer.teacher_channels);
+  layer.height = as_int(from.student.shape[2]);
+  layer.columns = as_int(from.student.shape[3]);
+  layer.ratio = layer.teacher_channels % layer.width ? 0 : layer.teacher_channels / layer.width;
+  layer.lanes = layer.columns <= 16 ? 2 : 8;
+  if (plan_tiles(layer, from)) {
+    layer.path = Path::tile;
+    layer.channel_tiles = int(divide_up(layer.width, layer.channels));
+    layer.row_tiles = int(divide_up(layer.height, layer.rows));
+    DeviceMap& gradient = layer.gradient;
+    if (gradient.data != nullptr && gradient.dtype == layer.student.dtype && gradient.order == layer.student.order) {
+      const DeviceMap kept = gradient;
+      lay_out(gradient, from.gradient, layer.channels, layer);
+      layer.staged = (gradient.pitch == 0) == (layer.student.pitch == 0) && gradient.whole_vectors;
+      if (!layer.staged) gradient = kept;
+    }
+  } else {
+    layer.path = Path::direct;
+    layer.lanes = 8;
+  }
+  return layer;
+}
+
+int64_t blocks_of(const DeviceLayer& layer) {
+  if (layer.path == Path::tile) return int64_t(layer.batch) * layer.channel_tiles * layer.row_tiles;
+  const int64_t rows = int64_t(layer.batch) * layer.student_channels * layer.height;
+  return divide_up(rows, kRowsPerGroup * (kThreads / layer.lanes));
+}
+
+}  // namespace
+
+std::vector<AlignLaunch> plan_align(const std::vector<AlignArguments>& layers, bool reduce) {
+  std::vector<AlignLaunch> launches;
+  std::vector<int64_t> blocks;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    DeviceLayer layer = plan_layer(layers[i]);
+    layer.place = int(i);
+    const auto fits = [&](const AlignLaunch& launch) {
+      const DeviceLayer& first = launch.table.layer[0];
+      const bool same_dtypes = first.student.dtype == layer.student.dtype && first.teacher.dtype == layer.teacher.dtype;
+      return launch.table.layers < kLayersPerLaunch && first.path == layer.path &&
+             (layer.path == Path::direct || same_dtypes);
+    };
+    const size_t at = size_t(std::find_if(launches.begin(), launches.end(), fits) - launches.begin());
+    if (at == launches.size()) {
+      launches.push_back(AlignLaunch{{}, 64});
+      blocks.push_back(0);
+    }
+    const int64_t in_layer = blocks_of(layer);
+    if (blocks[at] + in_layer > std::numeric_limits<int>::max()) {
+      throw std::invalid_argument("the maps of one call need more than 2^31 - 1 blocks of threads; split the batch");
+    }
+    layer.first_block = int(blocks[at]);
+    blocks[at] += in_layer;
+    if (layer.path == Path::tile) {
+      launches[at].shared_bytes = std::max(launches[at].shared_bytes, int(try_tile(layer, layers[i])));
+    }
+    DeviceTable& table = launches[at].table;
+    table.layer[table.layers++] = layer;
+  }
+  for (size_t at = 0; at < launches.size(); ++at) {
+    DeviceTable& table = launches[at].table;
+    table.all_layers = int(layers.size());
+    table.blocks = int(std::max<int64_t>(blocks[at], 1));  // an empty call still has losses to write
+    table.last = at + 1 == launches.size();
+    table.reduce = reduce;
+  }
+  return launches;
+}
+
+}  // namespace skd

@@ -1,0 +1,158 @@
+"""The implementations that are measured on CUDA, each on all layers of a case in one call."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from skd.bench.cuda.device import Device
+from skd.bench.cuda.workloads import Case, Inputs, Maps
+from skd.bench.spectral_align import BASELINE, COPY
+
+COPY_GRAPH = f"{COPY}-graph"
+
+Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One implementation.
+
+    Attributes:
+        name: as on the command line.
+        build: match -> the loss of a list of student and a list of teacher maps; None for the copy.
+        nchw: it gets contiguous NCHW maps whatever the memory orders of the case.
+        compiled: it goes through torch.compile at its first call.
+        graph: forward and backward are captured in a CUDA graph and replayed.
+        backend: the backend of skd it needs.
+        first: whether it belongs to the first look at a case, or to the second, which takes longer.
+    """
+
+    name: str
+    build: Callable[[str], Loss] | None
+    nchw: bool = False
+    compiled: bool = False
+    graph: bool = False
+    backend: str | None = None
+    first: bool = False
+
+    @property
+    def is_copy(self) -> bool:
+        return self.build is None
+
+
+def _plain(form: str, compiled: bool = False) -> Callable[[str], Loss]:
+    def build(match: str) -> Loss:
+        from skd import reference
+
+        function = getattr(reference, form)
+
+        def loss(students: list[Tensor], teachers: list[Tensor]) -> Tensor:
+            total = function(students[0], teachers[0], match)
+            for student, teacher in zip(students[1:], teachers[1:], strict=True):
+                total = total + function(student, teacher, match)
+            return total / len(students) if len(students) > 1 else total
+
+        return torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
+
+    return build
+
+
+def _skd(backend: str) -> Callable[[str], Loss]:
+    def build(match: str) -> Loss:
+        import skd
+
+        return lambda students, teachers: skd.spectral_loss(students, teachers, match, backend=backend)
+
+    return build
+
+
+_PUBLISHED, _CLOSED = "spectral_align_published", "spectral_align_closed_form"
+
+VARIANTS = (
+    Variant(BASELINE, _plain(_PUBLISHED), nchw=True, first=True),
+    Variant(COPY, None, first=True),
+    Variant(COPY_GRAPH, None, graph=True, first=True),
+    Variant("skd-cuda", _skd("cuda"), backend="cuda", first=True),
+    Variant("skd-cuda-graph", _skd("cuda"), backend="cuda", graph=True, first=True),
+    Variant("skd-triton", _skd("triton"), backend="triton", first=True),
+    Variant("skd-triton-graph", _skd("triton"), backend="triton", graph=True, first=True),
+    Variant("skd-reference", _skd("reference"), backend="reference"),
+    Variant("published", _plain(_PUBLISHED)),
+    Variant("published-nchw-graph", _plain(_PUBLISHED), nchw=True, graph=True),
+    Variant("closed-form", _plain(_CLOSED)),
+    Variant("closed-form-graph", _plain(_CLOSED), graph=True),
+    Variant("closed-form-compile", _plain(_CLOSED, compiled=True), compiled=True),
+    Variant("closed-form-compile-graph", _plain(_CLOSED, compiled=True), compiled=True, graph=True),
+    Variant("published-compile", _plain(_PUBLISHED, compiled=True), compiled=True),
+)
+"""Every implementation that is measured.
+
+``published-nchw``: the published form on contiguous NCHW maps, the baseline. ``published``, ``closed-form``: the plain
+forms of :mod:`skd.reference` in eager PyTorch, layer by layer, on maps of the case's memory orders; ``-compile``: the
+same under ``torch.compile``, all layers in one graph. ``skd-...``: :func:`skd.spectral_loss` with that backend.
+``-graph``: captured and replayed. ``copy``: the floor, a fresh copy of half of the bytes to move, read once and written
+once.
+"""
+
+ALWAYS = (BASELINE, COPY, COPY_GRAPH)
+"""What every ratio and share refers to; measured together with whatever is asked for."""
+
+
+def select_variants(names: Sequence[str], compile: bool = True) -> list[Variant]:
+    """The variants of these names, all if there are none; those of :data:`ALWAYS` are among them.
+
+    Raises:
+        ValueError: a name that is no variant.
+    """
+    known = [variant.name for variant in VARIANTS]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"variant {name!r} is not known on CUDA; use some of {', '.join(known)}")
+    wanted = {*ALWAYS, *(names or known)}
+    return [v for v in VARIANTS if v.name in wanted and (compile or not v.compiled)]
+
+
+class Run:
+    """A variant on the inputs of a case, ready to be called; the k-th call of a sample works on set k of the maps."""
+
+    def __init__(self, variant: Variant, case: Case, inputs: Inputs, device: Device):
+        self.variant = variant
+        self._sets: list[Maps] = inputs.nchw if variant.nchw else inputs.sets
+        self._upstream = case.upstream_gradient().to(device.torch_device)
+        self.sets = len(self._sets)
+        if variant.build is None:
+            amount = case.floor_bytes("both") // 2
+            # Of the maps' kind of numbers, for a device can be faster on zeros.
+            self._sources = [_noise(amount, device.torch_device) for _ in self._sets]
+        else:
+            self._loss = variant.build(case.match)
+
+    def forward(self, index: int) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the student maps it can be differentiated by; for the copy twice the copy."""
+        if self.variant.is_copy:
+            copied = self._sources[index].clone()
+            return copied, [copied]
+        maps = self._sets[index]
+        # Leaves of this very call: in a graph's capture autograd would wait for the stream an older leaf was made on.
+        students = [s.detach().requires_grad_() for s in maps.students] if self.variant.graph else maps.students
+        return self._loss(students, maps.teachers), students
+
+    def backward(self, forward: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
+        """The gradients of the student maps, asked for where a model's own backward would take them over."""
+        loss, students = forward
+        if self.variant.is_copy:
+            return students
+        return list(torch.autograd.grad(loss, students, self._upstream.to(loss.dtype)))
+
+    def both(self, index: int) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradients."""
+        forward = self.forward(index)
+        gradients = self.backward(forward)
+        return forward[0].detach(), gradients
+
+
+def _noise(amount: int, device: torch.device) -> Tensor:
+    numbers = torch.randn(-(-amount // 4), device=device)
+    return numbers.view(torch.uint8)[:amount]

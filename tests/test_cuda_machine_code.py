@@ -1,0 +1,114 @@
+"""What nvcc made of the CUDA kernels: the machine code in skd._cuda for every architecture, read without a GPU."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from skd import build_info
+
+RECORD = build_info.read().get("cuda", {})
+MOST_REGISTERS = {"align_tiles_kernel": 72, "align_direct_kernel": 128, "scale_gradients_kernel": 40}
+"""72: seven blocks of 128 threads share a multiprocessor's registers, as they share its memory for tiles."""
+
+
+def tool(name: str) -> str | None:
+    try:
+        from triton.backends import nvidia
+
+        shipped = Path(nvidia.__file__).parent / "bin" / name
+        if shipped.exists():
+            return str(shipped)
+    except (ImportError, AttributeError, TypeError):
+        pass
+    return shutil.which(name)
+
+
+def test_nvcc_where_there_is_one_compiles_every_kernel():
+    """An automatic build without CUDA is no failure of the install, so it has to be one here."""
+    if RECORD.get("built") or os.environ.get("SKD_BUILD_CUDA") == "0":
+        return
+    assert "compilation failed" not in RECORD.get("reason", "")
+
+
+needs_extension = pytest.mark.skipif(not RECORD.get("built"), reason=f"no skd._cuda: {RECORD.get('reason', '?')}")
+needs_tool = pytest.mark.skipif(tool("cuobjdump") is None, reason="needs cuobjdump, which comes with Triton or CUDA")
+
+
+@pytest.fixture(scope="module")
+def machine_code():
+    """(architecture, kernel, dtypes) -> (registers, bytes of stack, instructions)."""
+    from skd import _cuda
+
+    def dump(option: str) -> str:
+        command = [tool("cuobjdump"), option, _cuda.__file__]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    functions = {}
+    arch = ""
+    usage = {}
+    for line in dump("-res-usage").splitlines():
+        if found := re.search(r"arch = sm_(\d+)", line):
+            arch = found[1]
+        elif found := re.search(r"Function (\w+):", line):
+            name = found[1]
+        elif found := re.search(r"REG:(\d+) STACK:(\d+).* LOCAL:(\d+)", line):
+            usage[arch, name] = int(found[1]), int(found[2]) + int(found[3])
+    for part in re.split(r"(?=arch = sm_\d+)", dump("-sass")):
+        found = re.match(r"arch = sm_(\d+)", part)
+        for name, body in re.findall(r"Function : (\w+)\n(.*?)(?=\n\s+Function :|\Z)", part, re.DOTALL):
+            instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)", body, re.MULTILINE)
+            functions[found[1], name] = (*usage[found[1], name], instructions)
+    return functions
+
+
+def of_kernel(machine_code, kernel: str):
+    return {key: value for key, value in machine_code.items() if kernel in key[1]}
+
+
+@needs_extension
+@needs_tool
+def test_every_architecture_holds_every_kernel(machine_code):
+    archs = {re.match(r"\d+", arch)[0] for arch in RECORD["architectures"]}
+    assert {arch for arch, _ in machine_code} == archs
+    for arch in archs:
+        names = [name for there, name in machine_code if there == arch]
+        assert sum("align_tiles_kernel" in name for name in names) == 9  # student and teacher dtypes
+        assert sum("align_direct_kernel" in name for name in names) == 1
+        assert sum("scale_gradients_kernel" in name for name in names) == 1
+        assert len(names) == 11
+
+
+@needs_extension
+@needs_tool
+@pytest.mark.parametrize("kernel", MOST_REGISTERS)
+def test_registers_suffice(machine_code, kernel):
+    for key, (registers, stack, instructions) in of_kernel(machine_code, kernel).items():
+        assert registers <= MOST_REGISTERS[kernel] and stack == 0, key
+        assert not [name for name in instructions if name.startswith(("LDL", "STL"))], key
+
+
+@needs_extension
+@needs_tool
+def test_maps_come_and_gradients_go_in_16_byte_pieces(machine_code):
+    for key, (_, _, instructions) in of_kernel(machine_code, "align_tiles_kernel").items():
+        # Past the registers and past the first-level cache; once per map, unrolled by four with a rest of one.
+        assert instructions.count("LDGSTS.E.BYPASS.128") >= 8, key
+        assert [name for name in instructions if name.startswith("STG.E") and name.endswith(".128")], key
+    for key, (_, _, instructions) in of_kernel(machine_code, "scale_gradients_kernel").items():
+        for access in ("LDG", "STG"):
+            wide = [name for name in instructions if name.startswith(access) and ".128" in name]
+            assert len(wide) >= 3, (key, access)  # each dtype
+
+
+@needs_extension
+@needs_tool
+def test_no_float_is_added_atomically(machine_code):
+    """The one atomic operation counts blocks, in integers."""
+    for key, (_, _, instructions) in machine_code.items():
+        atomic = {name for name in instructions if name.startswith(("ATOM", "RED."))}
+        assert all(".INC." in name for name in atomic), (key, atomic)
+        assert len(atomic) == ("scale_gradients_kernel" not in key[1]), key

@@ -1,0 +1,156 @@
+"""The CUDA kernels without a GPU: the same sources compiled by the C++ compiler against tests/cuda_on_cpu.
+
+Fibers run the whole matrix of cases, with shared memory full of NaN for every block and the threads of a block in a new
+order between barriers; real threads under ThreadSanitizer run a few tiles, and a kernel with a barrier removed must not
+get past it.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+FLAGS = ["-std=c++17", "-fPIC", "-Wno-unknown-pragmas", "-DSKD_CUDA_ON_CPU", f"-I{ROOT / 'tests/cuda_on_cpu'}"]
+LIMITS = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CXX is None, reason="needs a C++ compiler"),
+    pytest.mark.skipif(platform.system() != "Linux", reason="the fibers are made with Linux's ucontext"),
+]
+
+
+def build(folder: Path, sources: list[Path], target: Path, flags: list[str], link: list[str]) -> None:
+    """Compiles C++ and CUDA sources as C++ and links them."""
+
+    def compile_(source: Path) -> Path:
+        out = folder / f"{target.stem}-{source.name}.o"
+        command = [CXX, *FLAGS, *flags, f"-I{ROOT / 'csrc'}", "-x", "c++", "-c", source, "-o", out]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_, sources))
+    subprocess.run([CXX, *objects, *link, "-pthread", "-o", target], check=True)
+
+
+@pytest.fixture(scope="module")
+def extension(tmp_path_factory):
+    """skd._cuda for the CPU."""
+    import pybind11
+
+    folder = tmp_path_factory.mktemp("cuda_on_cpu")
+    target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    sources = sorted([*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/cuda/*.cu")])
+    includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    build(folder, sources, target, ["-O1", "-fvisibility=hidden", *includes], ["-shared"])
+    return target
+
+
+def run_tests(extension: Path, selection: str) -> int:
+    """The number of tests of tests/test_spectral_align.py that passed, in a process of their own; none may fail."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_spectral_align.py"]
+    done = subprocess.run(
+        [*command, "-k", selection],
+        cwd=ROOT,
+        env={**LIMITS, "SKD_TEST_CUDA_EXTENSION": str(extension), "SKD_TEST_KERNELS": "cuda"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return int(re.search(r"(\d+) passed", done.stdout)[1])
+
+
+def test_the_matrix_of_cases(extension):
+    assert run_tests(extension, "test_loss_and_gradient_are_those_of_float64") > 800
+
+
+def test_the_contract_of_the_operation(extension):
+    assert run_tests(extension, "not test_loss_and_gradient_are_those_of_float64") > 90
+
+
+PATHS = """
+import sys, importlib.util, torch
+spec = importlib.util.spec_from_file_location("skd._cuda", sys.argv[1])
+cuda = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cuda)
+sys.path.insert(0, "tests")
+from cases import Case, F32, BF16, F16
+from skd.ops.extensions import map_of
+def plan(*cases):
+    made = [case.make() for case in cases]
+    layers = [cuda.AlignLayer(map_of(cuda, s), map_of(cuda, t), map_of(cuda, torch.empty_like(s)), 1.0, 1.0, 1.0)
+              for s, t in made]
+    return cuda.AlignPlan(layers, True)
+for dtype in (F32, BF16, F16):
+    for student, teacher in ((192, 384), (192, 192), (192, 768), (96, 96), (768, 768), (384, 384)):
+        for height in (7, 14, 28, 56):
+            for orders in (("nchw", "nchw"), ("tokens", "tokens"), ("tokens", "nchw"), ("nchw", "tokens")):
+                case = Case(1, student, teacher, height, height, *orders, dtype, dtype)
+                assert plan(case).paths == ["tile"], case
+for orders in (("sliced", "nchw"), ("nchw", "expanded"), ("transposed", "tokens")):
+    assert plan(Case(1, 16, 16, 7, 7, *orders)).paths == ["direct"], orders
+assert plan(Case(1, 32, 16, 7, 7)).paths == ["direct"]
+assert plan(*[Case(1, 16, 16, 7, 7)] * 16).launches == 1
+assert plan(*[Case(1, 16, 16, 7, 7)] * 17).launches == 2
+assert plan(Case(1, 16, 16, 7, 7), Case(1, 8, 8, 4, 4, student_dtype=F16)).launches == 2
+"""
+
+
+def test_the_usual_maps_take_the_path_through_shared_memory(extension):
+    done = subprocess.run([sys.executable, "-c", PATHS, extension], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- Races ---
+
+
+@pytest.fixture(scope="module")
+def race_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("races")
+
+
+def race(folder: Path, name: str, kernel: Path) -> subprocess.CompletedProcess:
+    """tests/cuda_on_cpu/races.cpp with this version of the kernels, under ThreadSanitizer."""
+    sources = [ROOT / "tests/cuda_on_cpu/races.cpp", ROOT / "csrc/cuda/align_plan.cpp", kernel]
+    program = folder / name
+    flags = ["-O1", "-g", "-fsanitize=thread", "-DSKD_CUDA_THREADS"]
+    build(folder, sources, program, flags, ["-fsanitize=thread"])
+    return subprocess.run([program], capture_output=True, text=True, timeout=300, env={**LIMITS, "TSAN_OPTIONS": ""})
+
+
+def needs_sanitizer(done: subprocess.CompletedProcess) -> None:
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("ThreadSanitizer does not run on this kernel (address space randomisation)")
+
+
+def test_the_threads_of_a_block_do_not_race(race_folder):
+    done = race(race_folder, "right", ROOT / "csrc/cuda/spectral_align.cu")
+    needs_sanitizer(done)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr[:4000]
+
+
+@pytest.mark.parametrize("barrier", [0, 1])
+def test_a_removed_barrier_is_noticed(race_folder, barrier):
+    """Either of the two in the path through shared memory: after the fetch, and before the gradient is written back."""
+    text = (ROOT / "csrc/cuda/spectral_align.cu").read_text()
+    begin, end = text.index("void align_tile("), text.index("// --- The direct path ---")
+    pieces = text[begin:end].split("__syncthreads();")
+    assert len(pieces) == 3
+    pieces[barrier : barrier + 2] = [pieces[barrier] + pieces[barrier + 1]]
+    mutant = race_folder / f"mutant{barrier}.cu"
+    mutant.write_text(text[:begin] + "__syncthreads();".join(pieces) + text[end:])
+    done = race(race_folder, f"mutant{barrier}", mutant)
+    needs_sanitizer(done)
+    assert done.returncode != 0 and "data race" in done.stderr

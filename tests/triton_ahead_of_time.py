@@ -1,0 +1,116 @@
+"""Compiles Triton launches for a GPU that is not there, and reads what the machine code does."""
+
+import os
+import re
+import subprocess
+import tempfile
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from skd.ops.spectral_align import row_weight
+from skd.ops.stored_gradients import stored_dtype
+
+CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+WIDTHS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
+
+
+class AbsentGPU:
+    """As much of a driver as the JIT asks for before it launches, so that it specialises as it would for a launch."""
+
+    def __init__(self, architecture: int):
+        self.architecture = architecture
+
+    def get_current_device(self):
+        return self.architecture  # the JIT keeps its compiled kernels by device
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.architecture, 32)
+
+
+class MachineCode(NamedTuple):
+    warps: int
+    registers: int
+    loads: dict[int, int]
+    """Global loads by width in bits."""
+    stores: dict[int, int]
+    local: int
+    """Accesses to local memory: spilled registers."""
+    atomics: int
+
+
+def compile_launch(architecture: int, kernel, programs: int, arguments: tuple, options: dict) -> MachineCode:
+    driver.set_active(AbsentGPU(architecture))
+    compiled = kernel.warmup(*arguments, grid=(programs,), **options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        dump = [CUOBJDUMP, "-sass", "-res-usage", file.name]
+        text = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    return MachineCode(
+        options["num_warps"],
+        int(re.search(r"\bREG:(\d+)", text).group(1)),
+        _widths(text, "LDG"),
+        _widths(text, "STG"),
+        len(re.findall(r"\b(?:LDL|STL)\b", text)),
+        len(re.findall(r"\b(?:RED|REDG|ATOM|ATOMG|ATOMS)\b", text)),
+    )
+
+
+def _widths(text: str, instruction: str) -> dict[int, int]:
+    counts = {}
+    for modifiers in re.findall(rf"\b{instruction}((?:\.\w+)*)", text):
+        width = next((WIDTHS[m] for m in modifiers.split(".") if m in WIDTHS), 32)
+        counts[width] = counts.get(width, 0) + 1
+    return counts
+
+
+def make_map(order: str, b: int, c: int, h: int, w: int, dtype: torch.dtype) -> torch.Tensor:
+    if order == "nchw":
+        return torch.empty(b, c, h, w, dtype=dtype)
+    return torch.empty(b, h * w + 1, c, dtype=dtype)[:, 1:].unflatten(1, (h, w)).permute(0, 3, 1, 2)
+
+
+def make_layer(orders, channels, side, dtypes, match="complex") -> dict:
+    """A layer as :mod:`skd.ops.spectral_align` hands it to its backends; the numbers in it do not matter."""
+    maps = [make_map(o, 4, c, side, side, d) for o, c, d in zip(orders, channels, dtypes, strict=True)]
+    return {
+        "student": maps[0],
+        "teacher": maps[1],
+        "gradient": torch.empty_like(maps[0], dtype=stored_dtype(*maps)),
+        "row_weight": row_weight(match, side),
+        "loss_scale": 0.5,
+        "gradient_scale": 0.5,
+    }
+
+
+def compile_layer(architecture: int, orders, channels, side, dtypes) -> tuple[str, MachineCode]:
+    """The name of the kernel that serves a layer, and its code."""
+    from skd.kernels import spectral_align
+
+    layer = make_layer(orders, channels, side, dtypes)
+    launch = spectral_align.launches([layer], torch.empty(1))[0]
+    return launch[0].fn.__name__, compile_launch(architecture, *launch)
+
+
+def compile_finish(architecture: int) -> tuple[str, MachineCode]:
+    from skd.kernels import spectral_align
+
+    layer = make_layer(("nchw", "nchw"), (16, 16), 8, (torch.float32, torch.float32))
+    launch = spectral_align.launches([layer], torch.empty(()))[-1]
+    return launch[0].fn.__name__, compile_launch(architecture, *launch)
+
+
+def compile_scale(architecture: int, dtype: torch.dtype, in_place: bool, number: int) -> tuple[str, MachineCode]:
+    from skd.kernels import scale_gradients
+
+    stored = torch.empty(number, dtype=dtype)
+    output = stored if in_place else torch.empty_like(stored)
+    (launch,) = scale_gradients.launches([stored], [output], torch.empty(1), [1.0])
+    return launch[0].fn.__name__, compile_launch(architecture, *launch)
