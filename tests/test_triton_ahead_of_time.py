@@ -67,7 +67,7 @@ def check_every_kernel(code, registers=None):
 def contiguous_bits(kernel, order, dtype, side, ratio):
     """The widest access that a map's memory order allows: 128 bits, or what a row's or plane's end cuts off from it."""
     numbers = 16 // dtype.itemsize
-    if order == "nchw" and kernel == "_tile_kernel":
+    if order == "nchw" and kernel == "tile_kernel":
         numbers = min(numbers, side & -side)  # vectors lie within one row, where tokens must be met
     elif order == "nchw" and ratio > 1 and side % 2 == 0:
         numbers = min(numbers, side**2 & -(side**2))  # teacher planes side by side: within one plane
@@ -79,7 +79,7 @@ def contiguous_bits(kernel, order, dtype, side, ratio):
 def test_fast_paths_access_memory_in_wide_vectors(compiled, case):
     _, orders, channels, side, dtypes = case
     kernel, code = compiled(ahead.compile_layer, case)
-    assert kernel == ("_planes_kernel" if orders == ("nchw", "nchw") else "_tile_kernel")
+    assert kernel == ("planes_kernel" if orders == ("nchw", "nchw") else "tile_kernel")
     check_every_kernel(code)
     ratio = channels[1] // channels[0]
     # In flat streams of unequal dtypes the plane's end cuts both where it cuts the longer vector.
@@ -94,7 +94,7 @@ def test_fast_paths_access_memory_in_wide_vectors(compiled, case):
 @pytest.mark.parametrize("case", GENERAL, ids=name)
 def test_the_general_kernel_compiles_without_spills(compiled, case):
     kernel, code = compiled(ahead.compile_layer, case)
-    assert kernel == "_general_kernel"
+    assert kernel == "general_kernel"
     check_every_kernel(code, 255)
 
 
@@ -122,14 +122,14 @@ def meta_layer(shape, teacher_channels, student_stride=None, row_weight=0.5, dty
 @pytest.mark.parametrize(
     "shape, teacher_channels, kernel",
     [
-        ((8, 192, 14, 14), 384, "_planes_kernel"),
-        ((8, 192, 14, 14), 320, "_general_kernel"),
-        ((8, 384, 14, 14), 192, "_general_kernel"),
-        ((70000, 1, 4, 4), 1, "_planes_kernel"),
-        ((1, 70001, 4, 4), 70001, "_planes_kernel"),
-        ((1, 4, 16, 512), 4, "_planes_kernel"),
-        ((1, 4, 3, 5001), 4, "_general_kernel"),
-        ((3, 5, 7, 7), 5, "_tile_kernel"),  # 15 planes of 49: no group of them ends with a vector
+        ((8, 192, 14, 14), 384, "planes_kernel"),
+        ((8, 192, 14, 14), 320, "general_kernel"),
+        ((8, 384, 14, 14), 192, "general_kernel"),
+        ((70000, 1, 4, 4), 1, "planes_kernel"),
+        ((1, 70001, 4, 4), 70001, "planes_kernel"),
+        ((1, 4, 16, 512), 4, "planes_kernel"),
+        ((1, 4, 3, 5001), 4, "general_kernel"),
+        ((3, 5, 7, 7), 5, "tile_kernel"),  # 15 planes of 49: no group of them ends with a vector
     ],
 )
 def test_each_layer_has_its_kernel(shape, teacher_channels, kernel):
@@ -140,9 +140,9 @@ def test_each_layer_has_its_kernel(shape, teacher_channels, kernel):
 
 def test_tiles_that_span_two_gigabytes_of_numbers_use_64_bit_offsets():
     wide = meta_layer((2, 64, 14, 14), 64, student_stride=(1, 2**27, 2, 28))
-    assert spectral_align.plan(wide).kernel is spectral_align._general_kernel
+    assert spectral_align.plan(wide).kernel is spectral_align.general_kernel
     narrow = meta_layer((2, 64, 14, 14), 64, student_stride=(1, 2**20, 2, 28))
-    assert spectral_align.plan(narrow).kernel is spectral_align._tile_kernel
+    assert spectral_align.plan(narrow).kernel is spectral_align.tile_kernel
 
 
 @pytest.mark.parametrize("shape", [(8, 192, 14, 14), (8, 96, 56, 56), (8, 768, 7, 7), (2, 64, 128, 128), (4, 10, 5, 6)])
@@ -150,7 +150,7 @@ def test_tiles_that_span_two_gigabytes_of_numbers_use_64_bit_offsets():
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_planes_are_covered_once_and_begin_at_vectors(shape, ratio, dtype):
     plan = spectral_align.plan(meta_layer(shape, shape[1] * ratio, dtype=dtype))
-    assert plan.kernel is spectral_align._planes_kernel
+    assert plan.kernel is spectral_align.planes_kernel
     c, area = plan.constants, shape[2] * shape[3]
     count = c["PLANES"] * area // c["CHUNKS"]
     assert plan.programs * count >= shape[0] * shape[1] * area > (plan.programs - c["CHUNKS"]) * count
