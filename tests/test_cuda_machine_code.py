@@ -12,7 +12,7 @@ from skd import build_info
 
 RECORD = build_info.read().get("cuda", {})
 MOST_REGISTERS = {"align_tiles_kernel": 72, "align_direct_kernel": 128, "scale_gradients_kernel": 40}
-"""72: seven blocks of 128 threads share a multiprocessor's registers, as they share its memory for tiles."""
+"""72: seven blocks of 128 threads share a multiprocessor's registers."""
 
 
 def tool(name: str) -> str | None:
@@ -112,3 +112,12 @@ def test_no_float_is_added_atomically(machine_code):
         atomic = {name for name in instructions if name.startswith(("ATOM", "RED."))}
         assert all(".INC." in name for name in atomic), (key, atomic)
         assert len(atomic) == ("scale_gradients_kernel" not in key[1]), key
+
+
+@needs_extension
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a driver")
+def test_without_a_driver_there_is_a_reason_and_no_exception():
+    """So that an automatic choice goes on to the next backend."""
+    from skd import _cuda
+
+    assert "driver" in _cuda.obstacle(0)

@@ -102,6 +102,8 @@ for dtype in (F32, BF16, F16):
 for orders in (("sliced", "nchw"), ("nchw", "expanded"), ("transposed", "tokens")):
     assert plan(Case(1, 16, 16, 7, 7, *orders)).paths == ["direct"], orders
 assert plan(Case(1, 32, 16, 7, 7)).paths == ["direct"]
+for dtype in (F32, BF16, F16):  # the layers whose launches tests/test_gpu.py counts
+    assert plan(Case(4, 24, 48, 9, 5, "nchw", "tokens", dtype, dtype)).paths == ["tile"]
 assert plan(*[Case(1, 16, 16, 7, 7)] * 16).launches == 1
 assert plan(*[Case(1, 16, 16, 7, 7)] * 17).launches == 2
 assert plan(Case(1, 16, 16, 7, 7), Case(1, 8, 8, 4, 4, student_dtype=F16)).launches == 2

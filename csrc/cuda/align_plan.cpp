@@ -125,8 +125,15 @@ DeviceMap device_map(const Map& map) {
   return part;
 }
 
+// Threads that share a row, an even number. Planes have no padding between rows: as many lanes as the largest power of
+// two in the width read rows that follow each other from different banks.
+int lanes_of(int columns, bool planes) {
+  if (planes && columns % 2 == 0) return std::min(32, columns & -columns);
+  return columns <= 16 ? 2 : 8;
+}
+
 int as_int(int64_t n) {
-  if (n > std::numeric_limits<int>::max()) throw std::invalid_argument("a dimension of a map exceeds 2^31 - 1");
+  if (n > std::numeric_limits<int>::max() / 2) throw std::invalid_argument("a dimension of a map exceeds 2^30 - 1");
   return int(n);
 }
 
@@ -145,7 +152,7 @@ DeviceLayer plan_layer(const AlignArguments& from) {
   layer.height = as_int(from.student.shape[2]);
   layer.columns = as_int(from.student.shape[3]);
   layer.ratio = layer.teacher_channels % layer.width ? 0 : layer.teacher_channels / layer.width;
-  layer.lanes = layer.columns <= 16 ? 2 : 8;
+  layer.lanes = lanes_of(layer.columns, layer.student.order == Order::planes && layer.teacher.order == Order::planes);
   if (plan_tiles(layer, from)) {
     layer.path = Path::tile;
     layer.channel_tiles = int(divide_up(layer.width, layer.channels));

@@ -10,7 +10,7 @@ namespace skd {
 
 constexpr int kThreads = 128;
 constexpr int kLayersPerLaunch = 16;  // their table is a kernel argument, of which there may be 4 KB
-constexpr int kTileBytes = 24 << 10;  // both maps' parts; seven blocks share a multiprocessor's memory
+constexpr int kTileBytes = 24 << 10;  // both maps' parts, without padding
 constexpr int kSharedBytes = 48 << 10;
 constexpr int kRowsPerGroup = 4;  // of the direct path
 
@@ -42,7 +42,7 @@ struct DeviceLayer {
   int channel_tiles, row_tiles;
   int first_block, place;  // of the layer in the launch, and among the call's layers
   Path path;
-  int8_t lanes;  // threads that share a row, 2 or 8: then a lane's columns are of one parity
+  int8_t lanes;  // threads that share a row, an even number: then a lane's columns are of one parity
   bool rows_first;
   bool staged;  // the gradient leaves through the student's tile
 };
@@ -53,7 +53,7 @@ struct DeviceTable {
   int blocks;
   bool last, reduce;
 };
-static_assert(sizeof(DeviceTable) <= 4096, "kernel arguments");
+static_assert(sizeof(DeviceTable) <= 4096 - 4 * sizeof(void*), "kernel arguments, with the results' addresses");
 
 struct AlignLaunch {
   DeviceTable table;

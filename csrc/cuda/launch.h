@@ -12,7 +12,7 @@ namespace skd {
 inline void check(cudaError_t error, const char* doing) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // one that does not last is taken back, so that the next call does not report it again
-  throw std::runtime_error(std::string(doing) + ": " + cudaGetErrorString(error));
+  throw std::runtime_error(std::string("skd: ") + doing + ": " + cudaGetErrorString(error));
 }
 
 template <class... Parameters, class... Arguments>
@@ -23,7 +23,7 @@ void run(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared_byt
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = stream;
-  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "launching a kernel of skd");
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "launching a kernel");
 }
 
 // Makes a device the current one, and the one before afterwards.
@@ -31,14 +31,18 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&before_), "asking for the current device");
-    if (device != before_) check(cudaSetDevice(device), "choosing the device of the maps");
+    changed_ = device != before_;
+    if (changed_) check(cudaSetDevice(device), "choosing the device of the maps");
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 }  // namespace skd

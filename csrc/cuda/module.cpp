@@ -27,7 +27,8 @@ unsigned* ticket_of(int device, cudaStream_t stream) {
   static std::map<int, int> taken;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = places.find({device, stream});
-  if (found == places.end() && taken[device] == kStreamTickets) return nullptr;
+  const bool several = stream == cudaStreamPerThread;  // one handle for a stream in each host thread
+  if (several || (found == places.end() && taken[device] == kStreamTickets)) return nullptr;
   if (tickets.count(device) == 0) tickets[device] = stream_tickets();
   if (found != places.end()) return tickets[device] + found->second;
   return tickets[device] + (places[{device, stream}] = taken[device]++);
@@ -95,8 +96,12 @@ void scale_gradients(const std::vector<Scaled>& layers, uintptr_t upstream, int6
 }
 
 std::string obstacle(int device) {
-  const DeviceGuard guard(device);
-  return obstacle_to_align();
+  try {
+    const DeviceGuard guard(device);
+    return obstacle_to_align();
+  } catch (const std::runtime_error& error) {  // no driver, or one that is older than this build's CUDA
+    return error.what();
+  }
 }
 
 }  // namespace

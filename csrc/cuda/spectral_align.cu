@@ -1,10 +1,11 @@
 // The alignment loss and its gradient for all layers of a call in one launch.
 //
 // The way of a tile: a block fetches its part of both maps into shared memory (16-byte asynchronous copies, in the
-// order of the map's own memory, so that no layout is copied), its threads walk the rows there (a row belongs to 2 or 8
-// lanes, each with columns of one parity), leave the gradient in the student's place, and write it out as it came in.
-// Global memory is read once and written once; per 16 bytes that is one instruction. What does not lie so is read in
-// place (direct path). Blocks add up in double, each writes its share, and the last one adds the shares in order.
+// order of the map's own memory, so that no layout is copied), its threads walk the rows there (a row belongs to an
+// even number of lanes, each with columns of one parity), leave the gradient in the student's place, and write it out
+// as it came in. Global memory is read once and written once; per 16 bytes that is one instruction. What does not lie
+// so is read in place (direct path). Blocks add up in double, each writes its share, and the last one adds the shares
+// in order.
 #include "common/alignment.h"
 #include "common/channel_pool.h"
 #include "common/number_formats.h"
@@ -21,8 +22,8 @@ struct Sums {
 
 // --- Rows ---
 
-// S of the row for the columns of this lane's parity, by the 2 or 8 lanes that share the row. All threads of the warp
-// call it; `columns` is 0 for those without a row.
+// S of the row for the columns of this lane's parity, by the lanes that share the row, an even number. All threads of
+// the warp call it; `columns` is 0 for those without a row.
 template <class Difference>
 __device__ inline float sum_row(int lane, int lanes, int columns, bool odd_width, Difference difference, Sums& sums) {
   float sum = 0;
@@ -320,7 +321,7 @@ void launch_align(const AlignLaunch& launch, float* losses, double* totals, doub
 
 unsigned* stream_tickets() {
   void* address = nullptr;
-  check(cudaGetSymbolAddress(&address, tickets_of_streams), "finding the tickets of skd");
+  check(cudaGetSymbolAddress(&address, tickets_of_streams), "finding the tickets of streams");
   return static_cast<unsigned*>(address);
 }
 

@@ -43,7 +43,10 @@ def _why_not_built(name: str) -> str:
 
 
 def backends() -> dict[str, bool | str]:
-    """What can run here: backend name -> True, or the reason (str) it is not available."""
+    """What can run here: backend name -> True, or the reason (str) it is not available.
+
+    A GPU's compute capability is looked at once PyTorch has begun to use it; before, having one is enough.
+    """
     available: dict[str, bool | str] = {}
     for name in NAMES:
         module = True if name == "reference" else load(name)
@@ -58,7 +61,10 @@ def _missing_device(name: str) -> str | None:
     if "cpu" in types:
         return None
     if torch.cuda.device_count() > 0:
-        return _wrong_platform(name)
+        reason = _wrong_platform(name)
+        if reason is None and name == "cuda" and torch.cuda.is_initialized():
+            reason = load(name).obstacle(torch.cuda.current_device()) or None
+        return reason
     if "xpu" in types and hasattr(torch, "xpu") and torch.xpu.is_available():
         return None
     return "PyTorch sees no GPU"
@@ -153,5 +159,6 @@ def _refusal(name: str, device: torch.device, operation: str, implemented: bool,
     if in_double and name in ("cuda", "triton"):
         return "it does not compute in float64; convert the maps to float32, or use backend 'reference'"
     if name == "cuda" and device.type == "cuda":
-        return _wrong_platform(name) or module.obstacle(device.index or 0) or None
+        with torch.cuda.device(device):
+            return _wrong_platform(name) or module.obstacle(device.index) or None
     return None

@@ -289,6 +289,7 @@ inline void wait_for_copies() {
 // --- The host's side ---
 
 typedef struct CUstream_st* cudaStream_t;
+#define cudaStreamPerThread (reinterpret_cast<cudaStream_t>(2))
 enum cudaError_t { cudaSuccess };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
 struct cudaFuncAttributes {};
