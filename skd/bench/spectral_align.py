@@ -198,8 +198,10 @@ def _plain(form: str, compiled: bool) -> Callable[[str], Loss]:
     return build
 
 
-def _skd(backend: str) -> Callable[[str], Loss]:
-    def build(match: str) -> Loss:
+def skd_loss(backend: str) -> Callable[[str], Callable]:
+    """match -> skd's loss of a student and a teacher map, or of a list of each, with this backend."""
+
+    def build(match: str) -> Callable:
         import skd
 
         return lambda student, teacher: skd.spectral_loss(student, teacher, match, backend=backend)
@@ -213,8 +215,8 @@ VARIANTS = (
     Variant("published-compile", _plain("spectral_align_published", compiled=True), compiled=True),
     Variant("closed-form", _plain("spectral_align_closed_form", compiled=False)),
     Variant("closed-form-compile", _plain("spectral_align_closed_form", compiled=True), compiled=True),
-    Variant("skd-reference", _skd("reference"), ours=True, backend="reference"),
-    Variant("skd-cpu", _skd("cpu"), ours=True, backend="cpu"),
+    Variant("skd-reference", skd_loss("reference"), ours=True, backend="reference"),
+    Variant("skd-cpu", skd_loss("cpu"), ours=True, backend="cpu"),
     Variant(COPY, None),
 )
 """Every implementation that is measured.
@@ -231,12 +233,17 @@ def select_variants(names: Sequence[str], compile: bool = True) -> list[Variant]
     Raises:
         ValueError: a name that is no variant.
     """
-    known = [variant.name for variant in VARIANTS]
+    return select_from(VARIANTS, (BASELINE, COPY), names, compile, "not known")
+
+
+def select_from(variants: Sequence, always: Sequence[str], names: Sequence[str], compile: bool, unknown: str) -> list:
+    """The selection of :func:`select_variants` among any ``variants``; ``unknown`` is said of a name that is none."""
+    known = [variant.name for variant in variants]
     for name in names:
         if name not in known:
-            raise ValueError(f"variant {name!r} is not known; use some of {', '.join(known)}")
-    wanted = {BASELINE, COPY, *(names or known)}
-    return [v for v in VARIANTS if v.name in wanted and (compile or not v.compiled)]
+            raise ValueError(f"variant {name!r} is {unknown}; use some of {', '.join(known)}")
+    wanted = {*always, *(names or known)}
+    return [v for v in variants if v.name in wanted and (compile or not v.compiled)]
 
 
 class Run:

@@ -122,7 +122,6 @@ def _scale_with_triton(stored, outputs, upstream, powers) -> None:
 SCALE_IMPLEMENTATIONS = {
     "cuda": _scale_with_cuda,
     "triton": _scale_with_triton,
-    "cpu": _scale_by_numbers,
     "reference": _scale_with_reference,
 }
 

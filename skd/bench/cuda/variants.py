@@ -8,7 +8,7 @@ from torch import Tensor
 
 from skd.bench.cuda.device import Device
 from skd.bench.cuda.workloads import Case, Inputs, Maps
-from skd.bench.spectral_align import BASELINE, COPY
+from skd.bench.spectral_align import BASELINE, COPY, select_from, skd_loss
 
 COPY_GRAPH = f"{COPY}-graph"
 
@@ -59,26 +59,17 @@ def _plain(form: str, compiled: bool = False) -> Callable[[str], Loss]:
     return build
 
 
-def _skd(backend: str) -> Callable[[str], Loss]:
-    def build(match: str) -> Loss:
-        import skd
-
-        return lambda students, teachers: skd.spectral_loss(students, teachers, match, backend=backend)
-
-    return build
-
-
 _PUBLISHED, _CLOSED = "spectral_align_published", "spectral_align_closed_form"
 
 VARIANTS = (
     Variant(BASELINE, _plain(_PUBLISHED), nchw=True, first=True),
     Variant(COPY, None, first=True),
     Variant(COPY_GRAPH, None, graph=True, first=True),
-    Variant("skd-cuda", _skd("cuda"), backend="cuda", first=True),
-    Variant("skd-cuda-graph", _skd("cuda"), backend="cuda", graph=True, first=True),
-    Variant("skd-triton", _skd("triton"), backend="triton", first=True),
-    Variant("skd-triton-graph", _skd("triton"), backend="triton", graph=True, first=True),
-    Variant("skd-reference", _skd("reference"), backend="reference"),
+    Variant("skd-cuda", skd_loss("cuda"), backend="cuda", first=True),
+    Variant("skd-cuda-graph", skd_loss("cuda"), backend="cuda", graph=True, first=True),
+    Variant("skd-triton", skd_loss("triton"), backend="triton", first=True),
+    Variant("skd-triton-graph", skd_loss("triton"), backend="triton", graph=True, first=True),
+    Variant("skd-reference", skd_loss("reference"), backend="reference"),
     Variant("published", _plain(_PUBLISHED)),
     Variant("published-nchw-graph", _plain(_PUBLISHED), nchw=True, graph=True),
     Variant("closed-form", _plain(_CLOSED)),
@@ -106,12 +97,7 @@ def select_variants(names: Sequence[str], compile: bool = True) -> list[Variant]
     Raises:
         ValueError: a name that is no variant.
     """
-    known = [variant.name for variant in VARIANTS]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"variant {name!r} is not known on CUDA; use some of {', '.join(known)}")
-    wanted = {*ALWAYS, *(names or known)}
-    return [v for v in VARIANTS if v.name in wanted and (compile or not v.compiled)]
+    return select_from(VARIANTS, ALWAYS, names, compile, "not known on CUDA")
 
 
 class Run:
