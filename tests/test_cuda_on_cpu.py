@@ -1,8 +1,8 @@
 """The CUDA kernels without a GPU: the same sources compiled by the C++ compiler against tests/cuda_on_cpu.
 
-Fibers run the whole matrix of cases, with shared memory full of NaN for every block and the threads of a block in a new
-order between barriers; real threads under ThreadSanitizer run a few tiles, and a kernel with a barrier removed must not
-get past it.
+Fibers run the whole matrix of cases, with shared memory full of NaN for every block, the threads of a block in a new
+order between barriers, and every address checked for its alignment; real threads under ThreadSanitizer run a few tiles,
+and a kernel with a barrier removed must not get past it.
 """
 
 import os
@@ -53,15 +53,17 @@ def extension(tmp_path_factory):
     target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     sources = sorted([*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/cuda/*.cu")])
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    build(folder, sources, target, ["-O1", "-fvisibility=hidden", *includes], ["-shared"])
+    aligned = ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
+    build(folder, sources, target, ["-O1", "-fvisibility=hidden", *aligned, *includes], ["-shared"])
     return target
 
 
 def run_tests(extension: Path, selection: str) -> int:
     """The number of tests of tests/test_spectral_align.py that passed, in a process of their own; none may fail."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_spectral_align.py"]
+    # The last words of a kernel that ends the program: nothing is to capture them or to put a traceback below them.
+    plain = ["-p", "no:cacheprovider", "-p", "no:faulthandler", "--capture=sys"]
     done = subprocess.run(
-        [*command, "-k", selection],
+        [sys.executable, "-m", "pytest", "-q", "-x", *plain, "tests/test_spectral_align.py", "-k", selection],
         cwd=ROOT,
         env={**LIMITS, "SKD_TEST_CUDA_EXTENSION": str(extension), "SKD_TEST_KERNELS": "cuda"},
         capture_output=True,
@@ -80,7 +82,9 @@ def test_the_contract_of_the_operation(extension):
     assert run_tests(extension, "not test_loss_and_gradient_are_those_of_float64") > 90
 
 
-PATHS = """
+# --- Plans and launches ---
+
+PRELUDE = """
 import sys, importlib.util, torch
 spec = importlib.util.spec_from_file_location("skd._cuda", sys.argv[1])
 cuda = importlib.util.module_from_spec(spec)
@@ -88,11 +92,26 @@ spec.loader.exec_module(cuda)
 sys.path.insert(0, "tests")
 from cases import Case, F32, BF16, F16
 from skd.ops.extensions import map_of
-def plan(*cases):
-    made = [case.make() for case in cases]
-    layers = [cuda.AlignLayer(map_of(cuda, s), map_of(cuda, t), map_of(cuda, torch.empty_like(s)), 1.0, 1.0, 1.0)
-              for s, t in made]
+def plan_of(maps):
+    layers = [cuda.AlignLayer(map_of(cuda, s), map_of(cuda, t), map_of(cuda, g), 1.0, 1.0, 1.0) for s, t, g in maps]
     return cuda.AlignPlan(layers, True)
+def maps_of(*cases):
+    return [(s, t, torch.empty_like(s)) for s, t in (case.make() for case in cases)]
+def plan(*cases):
+    return plan_of(maps_of(*cases))
+"""
+
+
+def run_script(extension: Path, text: str) -> None:
+    command = [sys.executable, "-c", PRELUDE + text, extension]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_usual_maps_take_the_path_through_shared_memory(extension):
+    run_script(
+        extension,
+        """
 for dtype in (F32, BF16, F16):
     for student, teacher in ((192, 384), (192, 192), (192, 768), (96, 96), (768, 768), (384, 384)):
         for height in (7, 14, 28, 56):
@@ -102,17 +121,63 @@ for dtype in (F32, BF16, F16):
 for orders in (("sliced", "nchw"), ("nchw", "expanded"), ("transposed", "tokens")):
     assert plan(Case(1, 16, 16, 7, 7, *orders)).paths == ["direct"], orders
 assert plan(Case(1, 32, 16, 7, 7)).paths == ["direct"]
-for dtype in (F32, BF16, F16):  # the layers whose launches tests/test_gpu.py counts
+for dtype in (F32, BF16, F16):  # the layers whose launches tests/test_gpu_costs.py counts
     assert plan(Case(4, 24, 48, 9, 5, "nchw", "tokens", dtype, dtype)).paths == ["tile"]
 assert plan(*[Case(1, 16, 16, 7, 7)] * 16).launches == 1
 assert plan(*[Case(1, 16, 16, 7, 7)] * 17).launches == 2
 assert plan(Case(1, 16, 16, 7, 7), Case(1, 8, 8, 4, 4, student_dtype=F16)).launches == 2
-"""
+""",
+    )
 
 
-def test_the_usual_maps_take_the_path_through_shared_memory(extension):
-    done = subprocess.run([sys.executable, "-c", PATHS, extension], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_paths_are_in_the_order_of_the_layers(extension):
+    """Though launches take layers of one path and pair of dtypes together."""
+    run_script(
+        extension,
+        """
+tile, other, direct = Case(1, 16, 16, 7, 7), Case(1, 16, 16, 7, 7, student_dtype=F16), Case(1, 16, 16, 7, 7, "sliced")
+mixed = plan(direct, tile, other, direct, tile, direct, other)
+assert mixed.launches == 3 and mixed.paths == ["direct", "tile", "tile", "direct", "tile", "direct", "tile"]
+assert plan().paths == []
+""",
+    )
+
+
+def test_a_launch_without_a_ticket_of_its_stream_counts_in_its_workspace(extension):
+    """In a graph's capture, on the stream of each thread, and on streams beyond those that have tickets."""
+    run_script(
+        extension,
+        """
+maps = maps_of(Case(2, 64, 96, 14, 14), Case(2, 16, 16, 7, 7, "sliced"), Case(3, 32, 64, 7, 7, student_dtype=F16))
+mixed = plan_of(maps)
+assert mixed.launches == 3
+
+def launch(plan, stream):
+    workspace = torch.full((8 * plan.workspace_doubles,), 0xff, dtype=torch.uint8)  # what no ticket may begin with
+    loss = torch.full((), torch.nan)
+    plan.launch(loss.data_ptr(), workspace.data_ptr(), 0, stream)
+    return loss, workspace[:4].tolist() == [0, 0, 0, 0]  # and a zero again afterwards
+
+def results(stream):
+    for *_, gradient in maps:
+        gradient.fill_(torch.nan)
+    loss, own = launch(mixed, stream)
+    return [loss, *(gradient.clone() for *_, gradient in maps)], own
+
+expected, own = results(0)
+assert not own and all(x.isfinite().all() for x in expected)
+for stream in (3, 3, 2):  # captured, as tests/cuda_on_cpu has it; the stream of each thread
+    found, own = results(stream)
+    assert own and all(torch.equal(x, y) for x, y in zip(found, expected)), stream
+
+kept = maps_of(Case(1, 16, 16, 2, 2))
+small = plan_of(kept)
+first, _ = launch(small, 0)
+launches = [launch(small, stream) for stream in range(16, 16 + 1100)]
+assert all(torch.equal(loss, first) for loss, _ in launches)
+assert [own for _, own in launches] == [False] * 1023 + [True] * 77
+""",
+    )
 
 
 # --- Races ---

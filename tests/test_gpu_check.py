@@ -91,7 +91,7 @@ class Check:
         for folder in (self.tree / "benchmarks", self.tree / "tests", self.tree / "skd", self.bin, self.out):
             folder.mkdir(parents=True)
         shutil.copy(SCRIPT, self.tree / "benchmarks" / "gpu_check.sh")
-        (self.tree / "tests" / "test_gpu.py").write_text("pytestmark = pytest.mark.gpu\n")
+        (self.tree / "tests" / "test_gpu_matrix.py").write_text("pytestmark = pytest.mark.gpu\n")
         (self.tree / "tests" / "test_other.py").write_text("\n")
         self.install("python", PYTHON)
         self.install("nvidia-smi", "#!/bin/sh\necho 'Driver Version: 580.1'\n")
@@ -152,7 +152,7 @@ def test_everything_passes_in_the_order_of_worth(check):
         "env",
         "pip install 90",
         "backends",
-        "pytest cuda,triton tests/test_gpu.py",
+        "pytest cuda,triton tests/test_gpu_matrix.py",
         "bench first abc123",
         "cases cuda triton",
         "sanitizer memcheck",
@@ -210,7 +210,7 @@ def test_tests_that_all_skip_prove_nothing(check):
 
 
 def test_there_must_be_tests(check):
-    (check.tree / "tests" / "test_gpu.py").unlink()
+    (check.tree / "tests" / "test_gpu_matrix.py").unlink()
     assert check.run()[1][-1] == "gpu_check: FAILED: tests: no file in tests/ has tests marked gpu"
 
 
@@ -245,7 +245,7 @@ def test_missing_triton_fails_and_the_rest_is_done_without_it(check):
     assert status == 1 and lines[-1] == (
         "gpu_check: FAILED: Triton cannot serve (backend triton: Triton cannot be imported)"
     )
-    assert "pytest cuda tests/test_gpu.py" in check.calls and "bench full abc123" in check.calls
+    assert "pytest cuda tests/test_gpu_matrix.py" in check.calls and "bench full abc123" in check.calls
 
 
 def test_hypothesis_may_be_missing(check):

@@ -11,18 +11,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from cases import Case
-from test_gpu import BACKENDS, DEVICE, pairs, require
+from gpu_helpers import DEVICE, gpu_backend, needs_gpu, pairs
 from torch import nn
 from torch._dynamo.utils import counters
 
 import skd
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    return require(request.param)
+pytestmark = [pytest.mark.gpu, needs_gpu]
+backend = gpu_backend
 
 
 class Block(nn.Module):

@@ -40,7 +40,8 @@ bool stretches_alike(const Map& map, Order order) {
   return stride % 16 == 0;
 }
 
-// A tile's part of one map: its stretches, and the bytes that it takes in shared memory.
+// A tile's part of one map: its stretches, and the bytes that it takes in shared memory, or -1 where it cannot be
+// fetched in 16-byte pieces.
 int64_t lay_out(DeviceMap& part, const Map& map, int64_t channels, const DeviceLayer& layer) {
   const int64_t size = bytes_of(map.dtype), positions = int64_t(layer.rows) * layer.columns;
   int64_t count, length;
@@ -51,7 +52,7 @@ int64_t lay_out(DeviceMap& part, const Map& map, int64_t channels, const DeviceL
   } else {
     count = channels, length = positions * size;
   }
-  part.whole_vectors = count == 1 || stretches_alike(map, part.order);
+  if (count > 1 && !stretches_alike(map, part.order)) return -1;
   part.lanes_log2 = 0;
   while (part.lanes_log2 < 7 && (16 << part.lanes_log2) < length) ++part.lanes_log2;
   part.pitch = 0;
@@ -71,7 +72,7 @@ int64_t try_tile(DeviceLayer& layer, const AlignArguments& from) {
   const int64_t teacher_channels = std::min<int64_t>(layer.teacher_channels, windows + (layer.ratio == 0 ? 2 : 0));
   const int64_t student = lay_out(layer.student, from.student, layer.channels, layer);
   const int64_t teacher = lay_out(layer.teacher, from.teacher, teacher_channels, layer);
-  if (!layer.student.whole_vectors || !layer.teacher.whole_vectors) return -1;
+  if (student < 0 || teacher < 0) return -1;
   layer.student.offset = 64;  // after what the threads' sums need
   layer.teacher.offset = int(64 + student);
   return 64 + student + teacher;
@@ -160,8 +161,8 @@ DeviceLayer plan_layer(const AlignArguments& from) {
     DeviceMap& gradient = layer.gradient;
     if (gradient.data != nullptr && gradient.dtype == layer.student.dtype && gradient.order == layer.student.order) {
       const DeviceMap kept = gradient;
-      lay_out(gradient, from.gradient, layer.channels, layer);
-      layer.staged = (gradient.pitch == 0) == (layer.student.pitch == 0) && gradient.whole_vectors;
+      const bool in_pieces = lay_out(gradient, from.gradient, layer.channels, layer) >= 0;
+      layer.staged = in_pieces && (gradient.pitch == 0) == (layer.student.pitch == 0);
       if (!layer.staged) gradient = kept;
     }
   } else {

@@ -28,8 +28,7 @@ struct DeviceMap {
   int pitch;   // bytes between the stretches of a tile in shared memory, 0 if the tile is one stretch
   int offset;  // of the tile in shared memory
   Order order;
-  int8_t lanes_log2;   // threads that fetch one stretch together
-  bool whole_vectors;  // all stretches of a tile begin at one remainder of 16 bytes
+  int8_t lanes_log2;  // threads that fetch one stretch together
 };
 
 struct DeviceLayer {

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cuda/align_plan.h"
+
 namespace skd {
 
 // The tests compile the kernels for the CPU and bring their own of these.
@@ -35,7 +37,6 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 
 // The sum over the block's threads, in an order that depends on nothing; thread 0 gets it. `scratch` holds a double per
 // warp. Every thread of the block takes part.
-template <int kThreads>
 __device__ inline double sum_over_block(double value, double* scratch) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;

@@ -65,10 +65,11 @@ class AlignPlan {
   }
 
   std::vector<const char*> paths() const {
-    std::vector<const char*> names;
+    std::vector<const char*> names(layers_);
     for (const AlignLaunch& launch : launches_) {
       for (int l = 0; l < launch.table.layers; ++l) {
-        names.push_back(launch.table.layer[l].path == Path::tile ? "tile" : "direct");
+        const DeviceLayer& layer = launch.table.layer[l];
+        names[size_t(layer.place)] = layer.path == Path::tile ? "tile" : "direct";
       }
     }
     return names;
@@ -120,7 +121,7 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<AlignPlan>(m, "AlignPlan", "The launches of one call of spectral_align.")
       .def(py::init<const std::vector<AlignArguments>&, bool>(), py::arg("layers"), py::arg("reduce"))
       .def_property_readonly("workspace_doubles", &AlignPlan::workspace_doubles, "Memory that launch() needs.")
-      .def_property_readonly("paths", &AlignPlan::paths, "Per layer \"tile\" or \"direct\".")
+      .def_property_readonly("paths", &AlignPlan::paths, "Per layer, in the order of the call, \"tile\" or \"direct\".")
       .def_property_readonly("launches", &AlignPlan::launches, "How many kernels launch() starts.")
       .def("launch", &AlignPlan::launch, py::arg("losses"), py::arg("workspace"), py::arg("device"), py::arg("stream"),
            py::call_guard<py::gil_scoped_release>(),

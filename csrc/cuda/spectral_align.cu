@@ -224,7 +224,7 @@ __device__ inline void add_up(const DeviceTable& table, const double* shares, do
     double sum = 0;
     const int end = table.layer[l].batch == 0 ? 0 : blocks_before(table, l + 1);
     for (int i = table.layer[l].first_block + threadIdx.x; i < end; i += kThreads) sum += __ldcg(shares + i);
-    sum = sum_over_block<kThreads>(sum, scratch);
+    sum = sum_over_block(sum, scratch);
     if (threadIdx.x == 0) totals[table.layer[l].place] = sum;
   }
   if (threadIdx.x != 0 || !table.last) return;
@@ -250,7 +250,7 @@ __device__ inline void finish(const DeviceTable& table, const DeviceLayer& layer
   int* const is_last = reinterpret_cast<int*>(shared + 48);
   double sum = sums.squares;
   if (layer.row_weight != 0) sum += sums.row_squares * double(layer.row_weight);
-  sum = sum_over_block<kThreads>(sum, scratch);
+  sum = sum_over_block(sum, scratch);
   if (threadIdx.x == 0) {
     results.shares[blockIdx.x] = sum * layer.loss_scale;
     __threadfence();

@@ -10,6 +10,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from skd import env
 from skd.bench.correctness import Errors
@@ -20,29 +21,55 @@ OK, WRONG, UNAVAILABLE = "ok", "wrong", "unavailable"
 
 
 @dataclasses.dataclass
-class Result:
-    """What is known of one variant in one case with one number of threads."""
+class Checked:
+    """What is known of one variant on any device, before its times."""
 
     variant: Variant
     status: str
     reason: str = ""
     errors: Errors | None = None
     extra_bytes: int | None = None
+
+    def error_columns(self) -> dict[str, float | None]:
+        """The columns of a row that say how far from float64 the result is."""
+        if self.errors is None:
+            return {}
+        return {
+            "loss_relative_error": _finite(self.errors.loss),
+            "gradient_relative_l2": _finite(self.errors.gradient),
+            "gradient_cosine": _finite(self.errors.cosine),
+            "gradient_bias": _finite(self.errors.bias),
+        }
+
+
+@dataclasses.dataclass
+class Result(Checked):
+    """What is known of one variant in one case with one number of threads."""
+
     extra_resident_bytes: int | None = None
     times: Times | None = None
 
 
+AnyTimes = TypeVar("AnyTimes")
+
+
+class TimedTogether(Generic[AnyTimes]):
+    """Results whose times were taken in turns."""
+
+    results: list
+
+    def timed(self, name: str) -> AnyTimes | None:
+        """The times of a variant; None if it has none, which a wrong one never has."""
+        return next((r.times for r in self.results if r.variant.name == name and r.status == OK), None)
+
+
 @dataclasses.dataclass
-class Group:
-    """All variants of one case with one number of threads; they were timed together."""
+class Group(TimedTogether[Times]):
+    """All variants of one case with one number of threads."""
 
     case: Case
     threads: int
     results: list[Result]
-
-    def timed(self, name: str) -> Times | None:
-        """The times of a variant; None if it has none, which a wrong one never has."""
-        return next((r.times for r in self.results if r.variant.name == name and r.status == OK), None)
 
     def ratio(self, name: str, phase: str) -> float | None:
         """How many times as fast as the baseline, from the medians; None if either has no times."""
@@ -101,11 +128,7 @@ def rows(group: Group) -> list[dict[str, object]]:
                 "extra_bytes": result.extra_bytes,
                 "extra_resident_bytes": result.extra_resident_bytes,
             }
-            if result.errors is not None:
-                row["loss_relative_error"] = _finite(result.errors.loss)
-                row["gradient_relative_l2"] = _finite(result.errors.gradient)
-                row["gradient_cosine"] = _finite(result.errors.cosine)
-                row["gradient_bias"] = _finite(result.errors.bias)
+            row |= result.error_columns()
             times = group.timed(name)
             if times is not None:
                 summary, baseline = times.summary(phase), group.timed(BASELINE)

@@ -160,38 +160,40 @@ def lay_out(x: Tensor, order: str, prefix: int = 0) -> Tensor:
     return tokens[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
 
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One implementation.
 
     Attributes:
         name: as on the command line.
-        build: match -> the loss of a student and a teacher map; None for the copy.
+        build: match -> the loss of a student and a teacher map, or of a list of each; None for the copy.
         nchw: it gets contiguous NCHW maps whatever the layout of the case.
         compiled: it goes through torch.compile at its first call.
-        ours: it is skd, and is held to skd's own word.
-        backend: the backend of skd it needs.
+        backend: the backend of skd it needs; None if it is not skd.
     """
 
     name: str
-    build: Callable[[str], Loss] | None
+    build: Callable[[str], Callable] | None
     nchw: bool = False
     compiled: bool = False
-    ours: bool = False
     backend: str | None = None
 
 
-def _plain(form: str, compiled: bool) -> Callable[[str], Loss]:
-    def build(match: str) -> Loss:
+def plain_loss(form: str, compiled: bool = False) -> Callable[[str], Callable]:
+    """match -> a form of :mod:`skd.reference` for a student and a teacher map, or its mean over a list of each."""
+
+    def build(match: str) -> Callable:
         from skd import reference
 
         function = getattr(reference, form)
 
-        def loss(student: Tensor, teacher: Tensor) -> Tensor:
-            return function(student, teacher, match)
+        def loss(students: Tensor | list[Tensor], teachers: Tensor | list[Tensor]) -> Tensor:
+            if isinstance(students, Tensor):
+                return function(students, teachers, match)
+            total = function(students[0], teachers[0], match)
+            for student, teacher in zip(students[1:], teachers[1:], strict=True):
+                total = total + function(student, teacher, match)
+            return total / len(students) if len(students) > 1 else total
 
         return torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
 
@@ -209,14 +211,16 @@ def skd_loss(backend: str) -> Callable[[str], Callable]:
     return build
 
 
+PUBLISHED, CLOSED_FORM = "spectral_align_published", "spectral_align_closed_form"
+
 VARIANTS = (
-    Variant(BASELINE, _plain("spectral_align_published", compiled=False), nchw=True),
-    Variant("published", _plain("spectral_align_published", compiled=False)),
-    Variant("published-compile", _plain("spectral_align_published", compiled=True), compiled=True),
-    Variant("closed-form", _plain("spectral_align_closed_form", compiled=False)),
-    Variant("closed-form-compile", _plain("spectral_align_closed_form", compiled=True), compiled=True),
-    Variant("skd-reference", skd_loss("reference"), ours=True, backend="reference"),
-    Variant("skd-cpu", skd_loss("cpu"), ours=True, backend="cpu"),
+    Variant(BASELINE, plain_loss(PUBLISHED), nchw=True),
+    Variant("published", plain_loss(PUBLISHED)),
+    Variant("published-compile", plain_loss(PUBLISHED, compiled=True), compiled=True),
+    Variant("closed-form", plain_loss(CLOSED_FORM)),
+    Variant("closed-form-compile", plain_loss(CLOSED_FORM, compiled=True), compiled=True),
+    Variant("skd-reference", skd_loss("reference"), backend="reference"),
+    Variant("skd-cpu", skd_loss("cpu"), backend="cpu"),
     Variant(COPY, None),
 )
 """Every implementation that is measured.

@@ -3,7 +3,7 @@
 // A block's threads are fibers that run in a new random order from barrier to barrier, or, with SKD_CUDA_THREADS, real
 // threads, for ThreadSanitizer. Blocks run one after another in random order. Shared memory is filled with NaN for
 // each block. Asynchronous copies happen when they are waited for. A barrier that not all threads reach ends the
-// program.
+// program, and, with -fsanitize=alignment, so does an access through an address that its type's alignment forbids.
 #pragma once
 
 #include <ucontext.h>
@@ -47,6 +47,12 @@ namespace cuda_on_cpu {
   std::fprintf(stderr, "cuda_on_cpu: %s\n", why);
   std::abort();
 }
+
+// Where an address was used, as the compiler describes it.
+struct Place {
+  const char* file;
+  uint32_t line, column;
+};
 
 struct Thread {
   dim3 index{0, 0, 0};
@@ -286,12 +292,25 @@ inline void wait_for_copies() {
 }
 }  // namespace skd
 
+// What -fsanitize=alignment calls, in the place of the compiler's library: a GPU's load or store of 16 bytes that
+// begins elsewhere is an error, a CPU's is not. The second is Clang's, for what it concludes from an allocation.
+#define SKD_CALLED_BY_COMPILER extern "C" __attribute__((weak, used)) void
+SKD_CALLED_BY_COMPILER __ubsan_handle_type_mismatch_v1_abort(const cuda_on_cpu::Place* place, uintptr_t address) {
+  std::fprintf(stderr, "cuda_on_cpu: %s:%u: address %#lx\n", place->file, place->line, (unsigned long)address);
+  cuda_on_cpu::fail("an address is no multiple of its type's alignment");
+}
+SKD_CALLED_BY_COMPILER __ubsan_handle_alignment_assumption_abort(const cuda_on_cpu::Place* place, uintptr_t address,
+                                                                 uintptr_t, uintptr_t) {
+  __ubsan_handle_type_mismatch_v1_abort(place, address);
+}
+
 // --- The host's side ---
 
+// What is queued on a stream happens at once. The stream 3 is always being captured.
 typedef struct CUstream_st* cudaStream_t;
 #define cudaStreamPerThread (reinterpret_cast<cudaStream_t>(2))
 enum cudaError_t { cudaSuccess };
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 struct cudaFuncAttributes {};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -309,8 +328,9 @@ inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  const bool captured = stream == reinterpret_cast<cudaStream_t>(3);
+  return *status = captured ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone, cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
   return std::memset(p, value, bytes), cudaSuccess;
@@ -318,6 +338,11 @@ inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_
 template <class T>
 cudaError_t cudaGetSymbolAddress(void** address, T& symbol) {
   return *address = &symbol, cudaSuccess;
+}
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <class T>
+cudaError_t cudaFuncSetAttribute(T*, cudaFuncAttribute, int) {
+  return cudaSuccess;
 }
 template <class T>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, T*) {

@@ -8,46 +8,35 @@ What is shown and judged is computed from rows, which are plain dictionaries, so
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from skd.bench.correctness import Errors
 from skd.bench.cuda import goals
 from skd.bench.cuda.sampling import MODES, Times
-from skd.bench.cuda.variants import COPY_GRAPH, Variant
+from skd.bench.cuda.variants import COPY_GRAPH
 from skd.bench.cuda.workloads import Case, fits_cache
-from skd.bench.report import OK, WRONG, csv_text, show_table, write_files
+from skd.bench.report import OK, WRONG, Checked, TimedTogether, csv_text, show_table, write_files
 from skd.bench.spectral_align import BASELINE, COPY
 
 
 @dataclasses.dataclass
-class Result:
+class Result(Checked):
     """What is known of one variant in one case."""
 
-    variant: Variant
-    status: str
-    reason: str = ""
-    errors: Errors | None = None
-    extra_bytes: int | None = None
     launches: dict[str, float | None] = dataclasses.field(default_factory=dict)
     kernels: list[str] = dataclasses.field(default_factory=list)
     times: Times | None = None
 
 
 @dataclasses.dataclass
-class Group:
-    """Variants of one case that were timed together."""
+class Group(TimedTogether[Times]):
+    """Variants of one case, all of them or those of one look at it."""
 
     number: int
     case: Case
     l2_bytes: int
     results: list[Result]
-
-    def timed(self, name: str) -> Times | None:
-        """The times of a variant; None if it has none, which a wrong one never has."""
-        return next((r.times for r in self.results if r.variant.name == name and r.status == OK), None)
 
     def median(self, name: str, cache: str, phase: str) -> float | None:
         """Milliseconds on the device."""
@@ -108,11 +97,7 @@ def rows(group: Group) -> list[dict[str, object]]:
                 "launches": result.launches.get(phase),
                 "extra_bytes": result.extra_bytes,
             }
-            if result.errors is not None:
-                row["loss_relative_error"] = _finite(result.errors.loss)
-                row["gradient_relative_l2"] = _finite(result.errors.gradient)
-                row["gradient_cosine"] = _finite(result.errors.cosine)
-                row["gradient_bias"] = _finite(result.errors.bias)
+            row |= result.error_columns()
             times = group.timed(name)
             summary = None if times is None else times.summary(cache, phase)
             if times is not None and summary is not None:
@@ -129,11 +114,6 @@ def rows(group: Group) -> list[dict[str, object]]:
                     row["ratio_to_published_nchw"] = baseline / summary.median
             found.append(row)
     return found
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
 
 
 # --- Tables --------------------------------------------------------------------------------------------------------

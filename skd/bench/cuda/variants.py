@@ -1,40 +1,29 @@
 """The implementations that are measured on CUDA, each on all layers of a case in one call."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from skd.bench import spectral_align
 from skd.bench.cuda.device import Device
 from skd.bench.cuda.workloads import Case, Inputs, Maps
-from skd.bench.spectral_align import BASELINE, COPY, select_from, skd_loss
+from skd.bench.spectral_align import BASELINE, CLOSED_FORM, COPY, PUBLISHED, plain_loss, select_from, skd_loss
 
 COPY_GRAPH = f"{COPY}-graph"
 
-Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
-
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class Variant(spectral_align.Variant):
     """One implementation.
 
     Attributes:
-        name: as on the command line.
-        build: match -> the loss of a list of student and a list of teacher maps; None for the copy.
-        nchw: it gets contiguous NCHW maps whatever the memory orders of the case.
-        compiled: it goes through torch.compile at its first call.
         graph: forward and backward are captured in a CUDA graph and replayed.
-        backend: the backend of skd it needs.
         first: whether it belongs to the first look at a case, or to the second, which takes longer.
     """
 
-    name: str
-    build: Callable[[str], Loss] | None
-    nchw: bool = False
-    compiled: bool = False
     graph: bool = False
-    backend: str | None = None
     first: bool = False
 
     @property
@@ -42,27 +31,8 @@ class Variant:
         return self.build is None
 
 
-def _plain(form: str, compiled: bool = False) -> Callable[[str], Loss]:
-    def build(match: str) -> Loss:
-        from skd import reference
-
-        function = getattr(reference, form)
-
-        def loss(students: list[Tensor], teachers: list[Tensor]) -> Tensor:
-            total = function(students[0], teachers[0], match)
-            for student, teacher in zip(students[1:], teachers[1:], strict=True):
-                total = total + function(student, teacher, match)
-            return total / len(students) if len(students) > 1 else total
-
-        return torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
-
-    return build
-
-
-_PUBLISHED, _CLOSED = "spectral_align_published", "spectral_align_closed_form"
-
 VARIANTS = (
-    Variant(BASELINE, _plain(_PUBLISHED), nchw=True, first=True),
+    Variant(BASELINE, plain_loss(PUBLISHED), nchw=True, first=True),
     Variant(COPY, None, first=True),
     Variant(COPY_GRAPH, None, graph=True, first=True),
     Variant("skd-cuda", skd_loss("cuda"), backend="cuda", first=True),
@@ -70,13 +40,13 @@ VARIANTS = (
     Variant("skd-triton", skd_loss("triton"), backend="triton", first=True),
     Variant("skd-triton-graph", skd_loss("triton"), backend="triton", graph=True, first=True),
     Variant("skd-reference", skd_loss("reference"), backend="reference"),
-    Variant("published", _plain(_PUBLISHED)),
-    Variant("published-nchw-graph", _plain(_PUBLISHED), nchw=True, graph=True),
-    Variant("closed-form", _plain(_CLOSED)),
-    Variant("closed-form-graph", _plain(_CLOSED), graph=True),
-    Variant("closed-form-compile", _plain(_CLOSED, compiled=True), compiled=True),
-    Variant("closed-form-compile-graph", _plain(_CLOSED, compiled=True), compiled=True, graph=True),
-    Variant("published-compile", _plain(_PUBLISHED, compiled=True), compiled=True),
+    Variant("published", plain_loss(PUBLISHED)),
+    Variant("published-nchw-graph", plain_loss(PUBLISHED), nchw=True, graph=True),
+    Variant("closed-form", plain_loss(CLOSED_FORM)),
+    Variant("closed-form-graph", plain_loss(CLOSED_FORM), graph=True),
+    Variant("closed-form-compile", plain_loss(CLOSED_FORM, compiled=True), compiled=True),
+    Variant("closed-form-compile-graph", plain_loss(CLOSED_FORM, compiled=True), compiled=True, graph=True),
+    Variant("published-compile", plain_loss(PUBLISHED, compiled=True), compiled=True),
 )
 """Every implementation that is measured.
 

@@ -1,0 +1,164 @@
+"""What skd bench --device cuda measures when it is asked for something, and with which maps and implementations."""
+
+import dataclasses
+
+import pytest
+import torch
+from bench_cuda_helpers import TWO, CpuDevice, case_of, config, default, on_the_cpu
+
+from skd import bench
+from skd.bench import __main__ as command
+from skd.bench.cuda import runner, variants, workloads
+from skd.bench.cuda.variants import COPY_GRAPH, Run
+from skd.bench.report import OK
+from skd.bench.spectral_align import BASELINE, COPY, Shape
+
+# --- What is asked for ---
+
+
+def test_without_a_gpu_one_sentence_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench.run(config(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "device='cuda'" in error and "use device 'cpu'" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"shapes": ("13x14",)}, "'13x14' is part of no known shape or recipe"),
+        ({"shapes": ("0<-4 2x2 B1",)}, "positive numbers"),
+        ({"variants": ("skd-cpu",)}, "'skd-cpu' is not known on CUDA"),
+        ({"threads": (2,)}, "leave them out for 'cuda'"),
+        ({"cache": "cold"}, "leave them out for 'cuda'"),
+        ({"total_seconds": -1}, "total_seconds=-1"),
+    ],
+)
+def test_a_configuration_that_cannot_be_meant_ends_with_one_sentence(options, sentence, tmp_path, capsys):
+    assert runner.run(config(tmp_path, **options), CpuDevice()) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_defaults_are_the_recipes_and_shapes_of_the_issue():
+    cases = workloads.select_cases(default())
+    names = {case.workload for case in cases}
+    for batch in (64, 128, 256):
+        assert {f"192<-768 14x14 B{batch}", f"192<-192 14x14 B{batch}", f"192<-768 7x7 B{batch}"} <= names
+        assert {f"deit-tiny<-cait-s24 B{batch}", f"swin-tiny<-swin-small B{batch}"} <= names
+        assert {f"192<-384 14x14 B{batch}", f"96<-96 56x56 B{batch}", f"768<-768 7x7 B{batch}"} <= names
+    assert {case.dtype for case in cases} == {"float32", "bfloat16"}
+    assert {case.layout for case in cases if not case.recipe} == {"nchw", "tokens", "tokens<-nchw", "nchw<-tokens"}
+    assert len(cases) == len(set(cases)) == 3 * 2 * (3 + 6 * 4)
+
+
+def test_recipes_have_the_layers_and_memory_orders_of_their_models():
+    chosen = {case.workload: case for case in workloads.select_cases(default(shapes=("-",), dtypes=("float32",)))}
+    deit, swin = chosen["deit-tiny<-cait-s24 B64"], chosen["swin-tiny<-swin-small B64"]
+    assert deit.layers == (Shape(192, 384, 14, 14, 64),) * 8 and deit.layout == "tokens<-nchw"
+    assert deit.floor_bytes("both") == 8 * 64 * 196 * 4 * (192 + 384 + 192)
+    assert [layer.student for layer in swin.layers] == [96, 192, 384, 768] and swin.layout == "nhwc"
+    assert swin.floor_bytes("backward") == 64 * 4 * (96 * 56**2 + 192 * 28**2 + 384 * 14**2 + 768 * 7**2)
+
+
+def test_shapes_batches_and_dtypes_are_chosen():
+    chosen = workloads.select_cases(default(shapes=("deit-tiny", "5<-3 2x9 B4"), batches=(8,), dtypes=("float16",)))
+    assert [case.workload for case in chosen if case.recipe] == ["deit-tiny<-cait-s24 B8"]
+    own = [case for case in chosen if not case.recipe]
+    assert {case.layers for case in own} == {(Shape(5, 3, 2, 9, 4),)} and len(own) == 4
+    assert all(case.upstream_gradient() == 65536 for case in chosen)
+
+
+def test_the_most_valuable_comes_first():
+    cases = workloads.select_cases(default())
+    steps = runner.plan(cases, variants.select_variants(()), in_two_looks=True)
+    assert len(steps) == 2 * len(cases)
+    looks = [[v.name for v in look] for _, look in steps]
+    assert looks[0] == [BASELINE, COPY, COPY_GRAPH, "skd-cuda", "skd-cuda-graph", "skd-triton", "skd-triton-graph"]
+    first = [(case.workload, case.dtype) for case, _ in steps[:4]]
+    assert first == [
+        (f"{recipe} B128", dtype)
+        for recipe in ("deit-tiny<-cait-s24", "swin-tiny<-swin-small")
+        for dtype in ("float32", "bfloat16")
+    ]
+    large = [case.floor_bytes("both") >= 64_000_000 for case, _ in steps]
+    assert all(large[: large.index(False)]) and large.index(False) > 20
+    compiled = [any(v.compiled for v in look) for _, look in steps]
+    beyond = steps[compiled.index(True)][0]
+    assert beyond.recipe and beyond.batch == 128 and compiled.index(True) < len(steps) // 2
+
+
+def test_what_was_asked_for_by_name_is_one_look():
+    chosen = variants.select_variants(("closed-form",))
+    assert [v.name for v in chosen] == [BASELINE, COPY, COPY_GRAPH, "closed-form"]
+    assert len(runner.plan(workloads.select_cases(default()), chosen, in_two_looks=False)) == 162
+    assert not any(v.compiled for v in variants.select_variants((), compile=False))
+
+
+def test_the_command_without_its_packages_takes_the_same_options(tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(command, "run", lambda given: seen.append(given) or 0)
+    text = "--device cuda --shapes deit-tiny B64 --batches 64 128 --dtypes bfloat16 --seconds 1.5 --no-compile"
+    assert command.main([*text.split(), "--out", str(tmp_path), "--layouts", "tokens<-nchw", "--add"]) == 0
+    (given,) = seen
+    assert given == bench.BenchConfig(
+        device="cuda", shapes=("deit-tiny", "B64"), batches=(64, 128), dtypes=("bfloat16",), seconds=1.5, compile=False,
+        out=tmp_path, layouts=("tokens<-nchw",), add=True,
+    )  # fmt: skip
+    assert command.main([]) == 0 and seen[1] == bench.BenchConfig()
+    options = {action.dest for action in command.parser()._actions} - {"help"}
+    assert options == {field.name for field in dataclasses.fields(bench.BenchConfig)}
+    with pytest.raises(SystemExit):
+        command.main(["--dtypes", "float8"])
+    assert "invalid choice" in capsys.readouterr().err
+
+
+# --- Inputs and implementations ---
+
+
+def test_every_set_has_the_same_numbers_in_memory_of_its_own():
+    case = case_of(*TWO)
+    inputs = workloads.make_inputs(case, torch.device("cpu"), 3)
+    students = [maps.students[0] for maps in (*inputs.sets, *inputs.nchw)]
+    assert len({s.data_ptr() for s in students}) == 6 and all(torch.equal(s, students[0]) for s in students)
+    assert students[0].stride() == (12 * 31, 1, 12 * 5, 12) and students[0].storage_offset() == 12
+    assert all(s.is_leaf and s.requires_grad for s in students)
+    for maps in inputs.nchw:
+        assert all(x.is_contiguous() for x in (*maps.students, *maps.teachers))
+    assert inputs.sets[0].teachers[1].is_contiguous() and not inputs.sets[0].teachers[1].requires_grad
+    nhwc = workloads.make_inputs(case_of(*TWO, orders=("nhwc", "nhwc")), torch.device("cpu"), 1).sets[0]
+    assert nhwc.students[0].stride() == (12 * 30, 1, 12 * 5, 12) and nhwc.students[0].storage_offset() == 0
+    plain = workloads.make_inputs(case_of(*TWO, orders=("nchw", "nchw")), torch.device("cpu"), 2)
+    assert plain.nchw is plain.sets and torch.equal(plain.sets[0].students[0], students[0])
+
+
+def test_as_many_sets_as_the_cache_asks_for():
+    large = workloads.select_cases(default(shapes=("swin-tiny",), batches=(256,), dtypes=("float32",)))[0]
+    small = workloads.select_cases(default(shapes=("192<-192 14x14",), batches=(64,), dtypes=("bfloat16",)))[0]
+    assert workloads.number_of_sets(large, 50 * 2**20) == 1
+    assert 8 * 50 * 2**20 <= workloads.number_of_sets(small, 50 * 2**20) * small.floor_bytes("both") < 9 * 50 * 2**20
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("orders", [("tokens", "nchw"), ("nhwc", "nhwc"), ("nchw", "nchw")])
+def test_every_implementation_is_right_on_all_layers_of_a_call(orders, dtype):
+    case, device = case_of(*TWO, orders=orders, dtype=dtype, upstream=0.5), CpuDevice()
+    inputs = workloads.make_inputs(case, device.torch_device, 2)
+    expected = runner.truth(case, inputs, device)
+    for variant in on_the_cpu():
+        result, subject = runner.examine(variant, case, inputs, expected, device)
+        assert (result.status, result.reason) == (OK, ""), variant.name
+        assert (subject.replays is not None) == variant.graph and result.extra_bytes > 0
+        assert result.launches["both"] == (1.0 if variant.graph else 2)  # the graph has two calls
+    assert device.poisoned == len(on_the_cpu()) * 2 * case.floor_bytes("both")
+
+
+def test_the_copy_moves_the_floor():
+    case = case_of(*TWO)
+    inputs = workloads.make_inputs(case, torch.device("cpu"), 2)
+    run = Run(next(v for v in variants.VARIANTS if v.name == COPY), case, inputs, CpuDevice())
+    copied, gradients = run.both(1)
+    assert 2 * copied.nbytes == case.floor_bytes("both") and gradients[0].data_ptr() == copied.data_ptr()
+    assert copied.data_ptr() != run.both(1)[0].data_ptr() and copied.unique().numel() > 100
