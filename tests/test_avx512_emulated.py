@@ -27,28 +27,34 @@ def flag_of_this_processor(name: str) -> bool:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-512 is of x86-64")
 @pytest.mark.skipif(CXX is None, reason="needs a C++ compiler")
 @pytest.mark.skipif(not flag_of_this_processor("f16c"), reason="the emulation itself needs F16C")
-def test_the_matrix_passes_with_vectors_of_sixteen_lanes(tmp_path):
+def test_the_kernels_pass_with_vectors_of_sixteen_lanes(tmp_path):
     import pybind11
+
+    from build_support import CPU_KERNELS
 
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     wide = ["-DSKD_AVX512=1", "-mavx2", "-mfma", "-mf16c", "-include", str(ROOT / "tests/native/avx512_emulation.h")]
     objects = []
-    for source, extra in (("module", []), ("thread_pool", []), ("spectral_align", ["-DSKD_ISA=baseline", *wide])):
-        objects.append(tmp_path / f"{source}.o")
-        command = [CXX, *FLAGS, *includes, *extra, "-c", ROOT / f"csrc/cpu/{source}.cpp", "-o", objects[-1]]
-        subprocess.run(command, check=True)
+    for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
+        extra = ["-DSKD_ISA=baseline", *wide] if source.stem in CPU_KERNELS else []
+        objects.append(tmp_path / f"{source.stem}.o")
+        subprocess.run([CXX, *FLAGS, *includes, *extra, "-c", source, "-o", objects[-1]], check=True)
     library = tmp_path / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([CXX, "-shared", "-pthread", *objects, "-o", library], check=True)
 
-    tests = ["test_loss_and_gradient_are_those_of_float64", "test_large_calls", "test_any_upstream", "test_opcheck"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_spectral_align.py"]
-    done = subprocess.run(
-        [*command, "-k", f"({' or '.join(tests)}) and not reference"],
-        cwd=ROOT,
-        env={**os.environ, "SKD_TEST_EXTENSION": str(library)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert int(done.stdout.rsplit(" passed", 1)[0].split()[-1]) > 800  # the matrix, twice
+    for file, tests, at_least in (
+        ("spectral_align", ["test_loss_and_gradient", "test_large_calls", "test_any_upstream", "test_opcheck"], 800),
+        ("fourier_align", ["test_loss_and_gradient", "test_every_combination", "test_larger_maps"], 1000),
+        ("spectral_intensity", ["test_intensity", "test_every_dtype", "test_very_small", "test_zeros"], 280),
+    ):
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/test_{file}.py"]
+        done = subprocess.run(
+            [*command, "-k", f"({' or '.join(tests)}) and not reference"],
+            cwd=ROOT,
+            env={**os.environ, "SKD_TEST_EXTENSION": str(library)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        assert int(done.stdout.rsplit(" passed", 1)[0].split()[-1]) > at_least

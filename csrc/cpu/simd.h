@@ -102,13 +102,14 @@ struct Access<float, bfloat16> {
 };
 
 #if SKD_AVX512
+// Masked, with all lanes: of the plain ones GCC 12 believes that they read an uninitialised number.
 template <>
 struct Access<float, float16> {
   static inline Vector<float> load(const float16* p) {
-    return Vector<float>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+    return Vector<float>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
   }
   static inline void store(float16* p, Vector<float> v) {
-    const __m256i out = _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256i out = _mm512_maskz_cvtps_ph(0xffff, __m512(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), out);
   }
 };
@@ -191,6 +192,23 @@ inline Vector<A> add_pairs(Vector<A> a, Vector<A> b) {
   }
 #endif
   return every_second<A, 0>(a, b, AllLanes<A>()) + every_second<A, 1>(a, b, AllLanes<A>());
+}
+
+// Whether a comparison holds in any lane.
+template <class Index>
+inline bool any(Index condition) {
+#if SKD_AVX512
+  return _mm512_test_epi32_mask(__m512i(condition), __m512i(condition)) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256(__m256i(condition), __m256i(condition));
+#elif defined(__x86_64__)
+  return _mm_movemask_epi8(__m128i(condition)) != 0;
+#else
+  for (int i = 0; i < int(sizeof(Index) / sizeof(condition[0])); ++i) {
+    if (condition[i]) return true;
+  }
+  return false;
+#endif
 }
 
 // A sum of vectors in double, lane by lane. Sums of squares go here after kTermsInFloat terms: a float that adds up

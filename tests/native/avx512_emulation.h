@@ -3,6 +3,7 @@
 #pragma once
 
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,8 +53,26 @@ static inline __m256i emulated_to_half(__m512 v) {
   return out;
 }
 
+// With an error as large as the instruction may have.
+static inline __m512 emulated_inverse_root(__m512 v) {
+  float lanes[16];
+  memcpy(lanes, &v, sizeof v);
+  for (int i = 0; i < 16; ++i) lanes[i] = 1.0f / sqrtf(lanes[i]) * (i % 2 ? 1 + 0x1p-14f : 1 - 0x1p-14f);
+  memcpy(&v, lanes, sizeof v);
+  return v;
+}
+
+static inline int emulated_any(__m512i v) {
+  int32_t lanes[16], all = 0;
+  memcpy(lanes, &v, sizeof v);
+  for (int i = 0; i < 16; ++i) all |= lanes[i];
+  return all != 0;
+}
+
 #define _mm512_maskz_loadu_ps(mask, p) emulated_load(mask, p)
 #define _mm512_mask_storeu_ps(p, mask, v) emulated_store(p, mask, v)
 #define _mm512_stream_ps(p, v) emulated_stream(p, v)
-#define _mm512_cvtph_ps(v) emulated_from_half(v)
-#define _mm512_cvtps_ph(v, rounding) emulated_to_half(v)
+#define _mm512_maskz_cvtph_ps(mask, v) emulated_from_half(v)
+#define _mm512_maskz_cvtps_ph(mask, v, rounding) emulated_to_half(v)
+#define _mm512_maskz_rsqrt14_ps(mask, v) emulated_inverse_root(v)
+#define _mm512_test_epi32_mask(a, b) emulated_any(a)

@@ -1,0 +1,177 @@
+#include "cpu/operations.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <memory>
+#include <new>
+
+#include "cpu/instruction_sets.h"
+#include "cpu/thread_pool.h"
+
+namespace skd {
+namespace {
+
+// Reused by all calls of a thread.
+void* scratch_of_this_thread(size_t bytes) {
+  thread_local std::unique_ptr<void, decltype(&std::free)> memory(nullptr, &std::free);
+  thread_local size_t capacity = 0;
+  if (bytes > capacity) {
+    const size_t rounded = (bytes + 63) / 64 * 64;
+    memory.reset();
+    capacity = 0;
+    memory.reset(std::aligned_alloc(64, rounded));
+    if (!memory) throw std::bad_alloc();
+    capacity = rounded;
+  }
+  return memory.get();
+}
+
+// What one core has of it. The system's own sysconf adds up all of a socket's on some machines, so Linux's files go
+// first.
+int64_t last_level_cache() {
+  std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
+  int64_t amount = 0;
+  char unit = ' ';
+  if (file >> amount >> unit && (unit == 'K' || unit == 'M')) return unit == 'K' ? amount << 10 : amount << 20;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return 32 << 20;
+}
+
+int64_t bytes_of(const Map& map) {
+  const int64_t size = map.dtype == DType::float64 ? 8 : map.dtype == DType::float32 ? 4 : 2;
+  return size * map.shape[0] * map.shape[1] * map.shape[2] * map.shape[3];
+}
+
+constexpr int64_t kNumbersPerThread = 16384;  // below this a second thread costs more than it does
+
+template <class Number>
+void write(uintptr_t out, size_t place, bool is_double, Number value) {
+  if (is_double) {
+    reinterpret_cast<double*>(out)[place] = double(value);
+  } else {
+    reinterpret_cast<float*>(out)[place] = float(value);
+  }
+}
+
+// As many threads as find enough to do.
+int useful_threads(int threads, int64_t numbers) {
+  return int(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(1, numbers / kNumbersPerThread)));
+}
+
+int64_t numbers_of(const Map& map) { return map.shape[0] * map.shape[1] * map.shape[2] * map.shape[3]; }
+
+}  // namespace
+
+// Half the last level, since the rest of the program wants room there too.
+int64_t stream_above = last_level_cache() / 2;
+
+void spectral_align(const std::vector<AlignArguments>& arguments, int threads, uintptr_t out, bool out_is_double,
+                    bool reduce) {
+  const AlignKernel& kernel = instruction_set_in_use().spectral_align;
+  int64_t bytes = 0;
+  for (const AlignArguments& layer : arguments) bytes += 2 * bytes_of(layer.student) + bytes_of(layer.teacher);
+  std::vector<AlignLayer> layers;
+  for (const AlignArguments& layer : arguments) {
+    layers.push_back({layer, layer.gradient.data != nullptr && bytes > stream_above});
+  }
+
+  std::vector<int64_t> first_item{0};
+  size_t scratch = 0;
+  int64_t numbers = 0;
+  for (const AlignLayer& layer : layers) {
+    const int64_t* n = layer.student.shape;
+    const bool empty = n[0] == 0;
+    first_item.push_back(first_item.back() + (empty ? 0 : kernel.items(layer)));
+    if (!empty) scratch = std::max(scratch, kernel.scratch_bytes(layer));
+    numbers += std::max(numbers_of(layer.student), numbers_of(layer.teacher));
+  }
+  // Every item writes its own share, and they are added in order: the same sum for any number of threads.
+  std::vector<double> shares(first_item.back());
+  const auto run = [&](int64_t item) {
+    size_t l = std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin() - 1;
+    shares[item] = kernel.run(layers[l], item - first_item[l], scratch_of_this_thread(scratch));
+  };
+  parallel_for(first_item.back(), useful_threads(threads, numbers), run);
+
+  double total = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    double sum = 0;
+    for (int64_t item = first_item[l]; item < first_item[l + 1]; ++item) sum += shares[item];
+    total += sum * layers[l].loss_scale;
+    if (!reduce) write(out, l, out_is_double, sum * layers[l].loss_scale);
+  }
+  if (reduce) write(out, 0, out_is_double, total);
+}
+
+void fourier_align(const std::vector<FourierArguments>& arguments, int threads, uintptr_t out, bool out_is_double) {
+  const FourierKernel& kernel = instruction_set_in_use().fourier_align;
+  std::vector<FourierLayer> layers;
+  std::vector<int64_t> first_item{0};
+  size_t scratch = 0;
+  int64_t numbers = 0;
+  for (const FourierArguments& each : arguments) {
+    const bool empty = each.student.shape[0] == 0;
+    layers.push_back({each, empty ? nullptr : kernel.prepare(each)});
+    first_item.push_back(first_item.back() + (empty ? 0 : kernel.items(layers.back())));
+    if (!empty) scratch = std::max(scratch, kernel.scratch_bytes(layers.back()));
+    numbers += std::max(numbers_of(each.student), numbers_of(each.teacher));
+  }
+  const auto bins_of = [](const FourierLayer& layer) {  // of both maps
+    return layer.spectra == nullptr ? 0 : 2 * layer.student.shape[2] * (layer.student.shape[3] / 2 + 1);
+  };
+  std::vector<double> shares(first_item.back());
+  std::vector<std::vector<double>> spectra;  // per layer, of every item
+  for (size_t l = 0; l < layers.size(); ++l) {
+    spectra.emplace_back(size_t(bins_of(layers[l]) * (first_item[l + 1] - first_item[l])));
+  }
+  const auto run = [&](int64_t item) {
+    const size_t l = std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin() - 1;
+    const int64_t in_layer = item - first_item[l];
+    double* const sums = layers[l].spectra == nullptr ? nullptr : spectra[l].data() + in_layer * bins_of(layers[l]);
+    shares[item] = kernel.run(layers[l], in_layer, scratch_of_this_thread(scratch), sums);
+  };
+  parallel_for(first_item.back(), useful_threads(threads, numbers), run);
+
+  for (size_t l = 0; l < layers.size(); ++l) {
+    double sum = 0;
+    for (int64_t item = first_item[l]; item < first_item[l + 1]; ++item) sum += shares[item];
+    write(out, l, out_is_double, sum * layers[l].loss_scale);
+    const int64_t bins = bins_of(layers[l]), *n = layers[l].student.shape;
+    const double planes = double(std::max<int64_t>(1, n[0] * std::min(n[1], layers[l].teacher.shape[1])));
+    for (int64_t i = 0; i < bins; ++i) {
+      double magnitude = 0;
+      for (size_t at = size_t(i); at < spectra[l].size(); at += size_t(bins)) magnitude += spectra[l][at];
+      write(uintptr_t(layers[l].spectra), size_t(i), out_is_double, magnitude / planes);
+    }
+  }
+}
+
+void spectral_intensity(const IntensityArguments& x, int threads) {
+  const int64_t images = x.map.shape[0], bins = x.bins();
+  if (images == 0) return;
+  const IntensityKernel& kernel = instruction_set_in_use().spectral_intensity;
+  const std::shared_ptr<const void> prepared = kernel.prepare(x);
+  const int64_t parts = kernel.parts(x);
+  const size_t scratch = kernel.scratch_bytes(x, prepared.get());
+  std::vector<double> sums(size_t(images * parts * bins));
+  parallel_for(images * parts, useful_threads(threads, numbers_of(x.map)), [&](int64_t item) {
+    kernel.run(x, prepared.get(), item / parts, item % parts, scratch_of_this_thread(scratch),
+               sums.data() + item * bins);
+  });
+  const double scale = x.scale / double(x.transforms());
+  for (int64_t image = 0; image < images; ++image) {
+    for (int64_t k = 0; k < bins; ++k) {
+      double sum = 0;
+      for (int64_t part = 0; part < parts; ++part) sum += sums[size_t((image * parts + part) * bins + k)];
+      write(uintptr_t(x.out), size_t(image * bins + k), x.map.dtype == DType::float64, sum * scale);
+    }
+  }
+}
+
+}  // namespace skd

@@ -1,0 +1,33 @@
+// The operation's kernels, compiled for each instruction set.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "common/intensity_map.h"
+
+namespace skd {
+
+// An image is cut into parts that depend on its size alone: the same sums for any number of threads and any batch.
+struct IntensityKernel {
+  std::shared_ptr<const void> (*prepare)(const IntensityArguments&);
+  int64_t (*parts)(const IntensityArguments&);
+  size_t (*scratch_bytes)(const IntensityArguments&, const void* prepared);
+  // Adds the part's magnitudes to sums[bins].
+  void (*run)(const IntensityArguments&, const void* prepared, int64_t image, int64_t part, void* scratch,
+              double* sums);
+};
+
+namespace baseline {
+extern const IntensityKernel intensity_kernel;
+}
+#if defined(SKD_X86_KERNELS)
+namespace avx2 {
+extern const IntensityKernel intensity_kernel;
+}
+namespace avx512 {
+extern const IntensityKernel intensity_kernel;
+}
+#endif
+
+}  // namespace skd
