@@ -14,6 +14,10 @@ _HOME = {
     "tokens_to_map": "skd.features",
     "FeatureTap": "skd.features",
     "SpectralDistillationTask": "skd.distill.task",
+    "spectral_intensity": "skd.ops.spectral_intensity",
+    "analyze": "skd.analysis.measure",
+    "SpectralProfile": "skd.analysis.profile",
+    "pair_layers": "skd.analysis.pairs",
     "backends": "skd.ops.backends",
 }
 

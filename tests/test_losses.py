@@ -39,20 +39,51 @@ def test_maps_that_do_not_go_together(student, teacher, error, words):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"match": "phase"}, ["'phase'", "'complex'", "'mse'"]),
+        ({"match": "phase"}, ["'phase'", "'complex'", "'mse'", "'magnitude'", "'log_magnitude'"]),
         ({"reduction": "max"}, ["'max'", "'mean'", "'sum'", "'none'"]),
         ({"backend": "tpu"}, ["'tpu'", "cuda, triton, cpu, reference"]),
-        ({"bands": torch.ones(7, 4)}, ["bands", "transform"]),
-        ({"focal": 1.0}, ["focal", "transform"]),
-        ({"return_spectra": True}, ["return_spectra", "transform"]),
+        ({"match": "mse", "bands": torch.ones(7, 4)}, ["bands", "match='mse'", "'complex'"]),
+        ({"match": "mse", "focal": 1.0}, ["focal", "match='mse'", "'complex'"]),
+        ({"focal": 0.0}, ["focal=0.0", "greater than 0"]),
+        ({"focal": float("inf")}, ["focal=inf", "greater than 0"]),
+        ({"focal": "1"}, ["focal", "'1'"]),
+        ({"bands": torch.ones(4)}, ["(4,)", "[H, W//2+1]"]),
+        ({"bands": [torch.ones(7, 4), 3]}, ["bands", "int"]),
+        ({"bands": torch.ones(7, 4, dtype=torch.int32)}, ["bands", "torch.int32"]),
+        ({"bands": torch.ones(7, 4, requires_grad=True)}, ["bands", "detach"]),
     ],
 )
-def test_options_that_are_not_known(options, words):
+def test_options_that_are_not_known_or_not_together(options, words):
     for call in (lambda: skd.SpectralLoss(**options), lambda: skd.spectral_loss(MAP, MAP, **options)):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises((ValueError, TypeError)) as caught:
             call()
         for word in words:
             assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bands, words",
+    [
+        (torch.ones(7, 7), ["layer 0", "(7, 7)", "7 x 4 bins"]),
+        ([torch.ones(7, 4), torch.ones(4, 7)], ["layer 1", "(4, 7)"]),
+        ([torch.ones(7, 4)], ["1 tensors for 2 layers"]),
+        (torch.ones(7, 4, device="meta"), ["meta", "cpu", "move"]),
+    ],
+)
+def test_bands_that_do_not_fit_the_maps(bands, words):
+    for call in (skd.SpectralLoss(bands=bands), lambda s, t: skd.spectral_loss(s, t, bands=bands)):
+        with pytest.raises(ValueError) as caught:
+            call([MAP, MAP], [MAP, MAP])
+        for word in words:
+            assert word in str(caught.value)
+
+
+def test_bands_are_buffers_that_a_checkpoint_does_not_hold():
+    one, several = skd.SpectralLoss(bands=torch.ones(7, 4)), skd.SpectralLoss(bands=[torch.ones(7, 4)] * 2)
+    for loss, count in ((one, 1), (several, 2)):
+        assert len(list(loss.buffers())) == count and not loss.state_dict() and not list(loss.parameters())
+    assert one.to("meta").bands.device.type == "meta" and several.double().bands[1].dtype == torch.float64
+    assert "one for all layers" in repr(one) and "2 layers" in repr(several)
 
 
 def test_one_weight_per_layer():

@@ -4,28 +4,23 @@
 calls go around the dispatcher, whose Python layers cost more than a small map does; both ways run the same code.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from skd import reference
 from skd.ops import backends, extensions
 from skd.ops.extensions import map_of
-from skd.ops.stored_gradients import (
-    hand_out,
-    is_plain_eager,
-    refuse_transforms,
-    stored_dtype,
-    stored_scale,
+from skd.ops.paired_maps import (
+    TEACHER_REQUIRES_GRAD,
+    check_pairs,
+    empty_gradients,
+    losses_dtype,
+    save_for_backward,
+    student_gradients,
 )
+from skd.ops.stored_gradients import is_plain_eager, refuse_transforms, stored_scale
 
 MATCHES = ("complex", "mse")
-
-TEACHER_REQUIRES_GRAD = (
-    "a teacher map requires grad, but the teacher is frozen and would get none; "
-    "pass teacher.detach(), or run the teacher under torch.no_grad()"
-)
 
 
 def spectral_align(
@@ -81,7 +76,7 @@ def numbers_in_mean(match: str, student: Tensor, teacher: Tensor) -> int:
 
 
 def _forward(students, teachers, scales, match, needs_gradient, backend, reduce=False):
-    gradients = _empty_gradients(students, teachers, needs_gradient)
+    gradients = empty_gradients(students, teachers, needs_gradient)
     layers = []
     for student, teacher, gradient, scale, needed in zip(
         students, teachers, gradients, scales, needs_gradient, strict=True
@@ -97,23 +92,11 @@ def _forward(students, teachers, scales, match, needs_gradient, backend, reduce=
                 "gradient_scale": stored_scale(number, scale, gradient.dtype),
             }
         )
-    device, dtype = students[0].device, _losses_dtype(students, teachers)
+    device, dtype = students[0].device, losses_dtype(students, teachers)
     name = backends.choose(backend, device, IMPLEMENTATIONS, "spectral_align", dtype == torch.float64)
     losses = torch.empty(() if reduce else (len(layers),), dtype=dtype, device=device)
     IMPLEMENTATIONS[name](layers, losses)
     return losses, gradients
-
-
-def _empty_gradients(students, teachers, needs_gradient) -> list[Tensor]:
-    """Gradients in the student's own memory order, as the backward of the layer before expects them."""
-    return [
-        torch.empty_like(s, dtype=stored_dtype(s, t)) if needed else s.new_empty(0)
-        for s, t, needed in zip(students, teachers, needs_gradient, strict=True)
-    ]
-
-
-def _losses_dtype(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if torch.float64 in {x.dtype for x in (*students, *teachers)} else torch.float32
 
 
 def _run_reference(layers: list[dict], out: Tensor) -> None:
@@ -170,18 +153,8 @@ IMPLEMENTATIONS = {"cuda": _run_cuda, "triton": _run_triton, "cpu": _run_cpu, "r
 
 
 def _save(ctx, students, teachers, scales, match, needs_gradient, backend, gradients) -> None:
-    ctx.set_materialize_grads(False)  # no zeros the size of the maps for outputs that nobody differentiates
-    ctx.save_for_backward(*gradients)
-    ctx.scales, ctx.needs_gradient, ctx.dtypes = scales, needs_gradient, [s.dtype for s in students]
-    ctx.backend = backend
-    ctx.numbers = [numbers_in_mean(match, s, t) for s, t in zip(students, teachers, strict=True)]
-
-
-def _student_gradients(ctx, upstream: Tensor | None) -> list[Tensor | None]:
-    if upstream is None:
-        return [None] * len(ctx.numbers)
-    gradients = hand_out(ctx.saved_tensors, upstream, ctx.numbers, ctx.scales, ctx.dtypes, ctx.backend)
-    return [g if needed else None for g, needed in zip(gradients, ctx.needs_gradient, strict=True)]
+    numbers = [numbers_in_mean(match, s, t) for s, t in zip(students, teachers, strict=True)]
+    save_for_backward(ctx, students, scales, numbers, needs_gradient, backend, gradients)
 
 
 class _Eager(torch.autograd.Function):
@@ -197,7 +170,7 @@ class _Eager(torch.autograd.Function):
     def backward(ctx, upstream):
         if upstream is not None and upstream.ndim == 0:
             upstream = upstream.expand(len(ctx.numbers))
-        return None, None, *_student_gradients(ctx, upstream)
+        return None, None, *student_gradients(ctx, upstream)
 
 
 torch.library.define(
@@ -207,33 +180,17 @@ torch.library.define(
 )
 
 
-def _check(students, teachers, scales, match, needs_gradient) -> None:
-    """What a call past :mod:`skd.losses` must not get wrong, for the kernels trust it."""
-    if match not in MATCHES:
-        raise ValueError(f"match={match!r} is not known; use one of {MATCHES}")
-    if not students or not len(students) == len(teachers) == len(scales) == len(needs_gradient):
-        raise ValueError(
-            "spectral_align takes equally many students, teachers, scales and needs_gradient, at least one"
-        )
-    for s, t in zip(students, teachers, strict=True):
-        torch._check(s.ndim == 4 and t.ndim == 4, lambda: "maps are [B, C, H, W]")
-        for axis in (0, 2, 3):
-            torch._check(s.shape[axis] == t.shape[axis], lambda: "student and teacher agree in B, H and W")
-        for size in (s.shape[1], t.shape[1], s.shape[2], s.shape[3]):
-            torch._check(size > 0, lambda: "only the batch may be empty")
-
-
 @torch.library.impl("skd::spectral_align", "CompositeExplicitAutograd")
 def _registered_forward(students, teachers, scales, match, needs_gradient, backend):
-    _check(students, teachers, scales, match, needs_gradient)
+    check_pairs(students, teachers, scales, needs_gradient, match, MATCHES)
     return _forward(students, teachers, scales, match, needs_gradient, backend)
 
 
 @torch.library.register_fake("skd::spectral_align")
 def _fake(students, teachers, scales, match, needs_gradient, backend):
-    _check(students, teachers, scales, match, needs_gradient)
-    losses = students[0].new_empty(len(students), dtype=_losses_dtype(students, teachers))
-    return losses, _empty_gradients(students, teachers, needs_gradient)
+    check_pairs(students, teachers, scales, needs_gradient, match, MATCHES)
+    losses = students[0].new_empty(len(students), dtype=losses_dtype(students, teachers))
+    return losses, empty_gradients(students, teachers, needs_gradient)
 
 
 def _setup_context(ctx, inputs, output):
@@ -244,7 +201,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _registered_backward(ctx, upstream, _):
-    return _student_gradients(ctx, upstream), [None] * len(ctx.numbers), None, None, None, None
+    return student_gradients(ctx, upstream), [None] * len(ctx.numbers), None, None, None, None
 
 
 torch.library.register_autograd("skd::spectral_align", _registered_backward, setup_context=_setup_context)

@@ -3,7 +3,8 @@
 A *stored gradient* is the gradient of the operation's output itself, so that an upstream gradient of 1 leaves nothing
 to do. Only float16 has too little range for the factor 1/N of a mean over N numbers. There it is kept at the size of
 the difference of the maps, off by an exact power of two that is taken back in the backward, in the wider factor of the
-upstream gradient; and in float32 if the teacher's dtype reaches beyond float16, as the difference then may.
+upstream gradient; and in float32 if the teacher's dtype reaches beyond float16, as the difference then may, or
+the caller's own weights are in it.
 
 In an eager backward that cannot run again the stored gradients are scaled in place and become the result: whoever kept
 one through ``torch.autograd.graph.saved_tensors_hooks`` sees that happen.
@@ -24,9 +25,9 @@ def gradient_scale(number: int, scale: float) -> float:
     return 2.0 * scale / number if number else 0.0
 
 
-def stored_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
-    """The dtype a student's gradient is stored in."""
-    if student.dtype == torch.float16 and teacher.dtype != torch.float16:
+def stored_dtype(student: Tensor, teacher: Tensor, unbounded: bool = False) -> torch.dtype:
+    """The dtype a student's gradient is stored in; `unbounded` where the maps do not bound it."""
+    if student.dtype == torch.float16 and (unbounded or teacher.dtype != torch.float16):
         return torch.float32
     return student.dtype
 
