@@ -1,4 +1,4 @@
-"""The command ``skd``: distill, bench, env.
+"""The command ``skd``: distill, analyze, bench, env.
 
 Each subcommand's options come from a dataclass through tyro. What a subcommand needs is imported when it runs, so that
 ``skd --help`` and ``skd --version`` are immediate and ``skd env`` works in an installation that lacks everything else.
@@ -65,6 +65,16 @@ def _distill(arguments: list[str]) -> int:
     return run(config)
 
 
+def _analyze(arguments: list[str]) -> int:
+    _require("analyze", _TRAIN_MODULES)
+    from skd.distill.analyze_config import AnalyzeConfig
+
+    config = _parse(AnalyzeConfig, arguments, "analyze")
+    from skd.distill.analyze import run
+
+    return run(config)
+
+
 def _bench(arguments: list[str]) -> int:
     _require("bench", ("tyro",))
     from skd.bench import BenchConfig, run
@@ -85,6 +95,7 @@ def _env(arguments: list[str]) -> int:
 
 _COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "distill": ("train a student with and without the spectral loss; no options: a demonstration on digits", _distill),
+    "analyze": ("spectra of a model: pictures, and which layers to align", _analyze),
     "bench": ("time the loss against plain PyTorch on this machine", _bench),
     "env": ("versions, compilers, and why each backend is or is not available", _env),
 }

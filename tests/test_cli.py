@@ -18,8 +18,7 @@ def python(code, *arguments):
 def test_help_lists_the_subcommands(capsys):
     assert cli.main(["--help"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"\n  {name} " in listed for name in ("distill", "bench", "env"))
-    assert "analyze" not in listed
+    assert all(f"\n  {name} " in listed for name in ("distill", "analyze", "bench", "env"))
     assert cli.main([]) == 2
     assert "usage: skd" in capsys.readouterr().err
 
@@ -31,7 +30,11 @@ def test_version(capsys):
 
 @pytest.mark.parametrize(
     ("typed", "sentence"),
-    [("destill", "did you mean distill?"), ("zzz", "it has distill, bench, env"), ("--frob", "no subcommand '--frob'")],
+    [
+        ("destill", "did you mean distill?"),
+        ("zzz", "it has distill, analyze, bench, env"),
+        ("--frob", "no subcommand '--frob'"),
+    ],
 )
 def test_unknown_subcommand(capsys, typed, sentence):
     assert cli.main([typed]) == 2
@@ -39,9 +42,9 @@ def test_unknown_subcommand(capsys, typed, sentence):
     assert sentence in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["distill", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["distill", "--help"], ["analyze", "--help"]])
 def test_help_and_version_do_not_import_torch(arguments):
-    if arguments[0] == "distill":
+    if len(arguments) > 1:
         pytest.importorskip("tyro", reason="options are parsed by tyro (extra 'train')")
     code = "import sys; from skd.cli import main; s = main(sys.argv[1:]); sys.exit(s or 'torch' in sys.modules)"
     done = python(code, *arguments)
@@ -49,7 +52,7 @@ def test_help_and_version_do_not_import_torch(arguments):
     assert "skd" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["distill", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize("arguments", [["distill", "--help"], ["analyze", "--help"], ["bench", "--help"]])
 def test_help_of_a_subcommand(capsys, arguments):
     pytest.importorskip("tyro", reason="options are parsed by tyro (extra 'train')")
     assert cli.main(arguments) == 0
@@ -78,7 +81,7 @@ def test_options_reach_the_configuration(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["distill", "--epochs", "many"], ["distill", "--frob"], ["bench", "--match", "x"]]
+    "arguments", [["distill", "--epochs", "many"], ["distill", "--frob"], ["analyze"], ["bench", "--match", "x"]]
 )
 def test_wrong_options_return_2(capsys, arguments):
     pytest.importorskip("tyro", reason="options are parsed by tyro (extra 'train')")

@@ -1,4 +1,4 @@
-"""The distillation trainer, a thin layer on timm: ``skd distill``.
+"""The distillation trainer, a thin layer on timm, and ``skd analyze``.
 
     config.py         what a run is told: one tree of dataclasses
     data.py           what the trainer needs to know of a data set
@@ -13,6 +13,8 @@
     run_folder.py     the files of a run, each whole or absent
     report.py         the table, and what the numbers allow to say
     curves.py         the picture of the learning curves
+    layer_choice.py   --layers: pairs from a file, or from the teacher's spectra
+    analyze*.py       skd analyze: its options, its images, the command
 
 Importing this package imports neither torch nor timm.
 """

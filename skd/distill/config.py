@@ -41,6 +41,9 @@ class ModelConfig:
     """Layers to align: block numbers (negative from the end) or submodule names. Default: first two and last six."""
     teacher_layers: tuple[LayerId, ...] | None = None
     """The teacher's layer for each of them."""
+    layers: str | None = None
+    """A layers.yaml of skd analyze --pair (or your own) in place of the two lists, or auto: look at the spectra of the
+    ready teacher, take its layers of greatest intensity, and write them to the run's layers.yaml."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,8 @@ def _check_combinations(config: DistillConfig) -> None:
                 raise DistillError(f"--data needs --{name} NAME, a timm model such as deit_tiny_patch16_224")
     if (models.student_layers is None) != (models.teacher_layers is None):
         raise DistillError("--student-layers and --teacher-layers go together, as pairs; give both or neither")
+    if models.layers is not None and models.student_layers is not None:
+        raise DistillError("--layers and --student-layers with --teacher-layers say the same thing twice; give one")
     if config.loss.alpha == 0 and config.loss.weight == 0:
         raise DistillError("--alpha 0 with --weight 0 leaves nothing to distil; give one of them a positive value")
 

@@ -23,6 +23,7 @@ _VIT = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "weigh
 # Registered name and what is changed of it, so that one line of timm builds the same model again.
 TEACHER = ModelSpec("vit_tiny_patch16_224", {**_VIT, "embed_dim": 48, "depth": 4, "num_heads": 4})
 STUDENT = ModelSpec("vit_tiny_patch16_224", {**_VIT, "embed_dim": 16, "depth": 3, "num_heads": 2})
+TEACHER_NAME, STUDENT_NAME = "digits-teacher", "digits-student"
 # First and last blocks, paired by their distance from the nearer end.
 STUDENT_LAYERS, TEACHER_LAYERS = (0, 1, 2), (0, 2, 3)
 

@@ -16,15 +16,18 @@ from timm.utils import random_seed
 from torch import nn
 
 import skd
-from skd.distill import curves, report
+from skd.analysis.layers_file import write_layers
+from skd.distill import curves, layer_choice, report
 from skd.distill.arms import Arm, make_arms
 from skd.distill.config import DistillConfig
 from skd.distill.loop import EpochResult, evaluate, train
 from skd.distill.prepare import Setup, prepare
-from skd.distill.run_folder import RunFolder, replacing
+from skd.distill.run_folder import RunFolder
+from skd.files import replacing
 
 STUDENT_FILE = "student.safetensors"
 TEACHER_FILE = "teacher.safetensors"
+LAYERS_FILE = "layers.yaml"
 INTERRUPTED = 128 + signal.SIGINT
 _PASS_COST = 50_000  # in parameters
 METRICS = ("arm", "seed", *EpochResult.__dataclass_fields__)
@@ -102,6 +105,8 @@ class Experiment:
         with self.progress:
             self.bar = self.progress.add_task("teacher", total=self._total_cost(teacher))
             teacher_result = self._teacher(teacher)
+            if not self.setup.has_layers:
+                self._choose_layers(teacher)
             first = self.config.run.seed
             for seed in range(first, first + self.config.run.seeds):
                 for arm in self.arms:
@@ -144,6 +149,21 @@ class Experiment:
         )
         self._say(f"teacher: {result.mean:.2f}% of the test images")
         return result
+
+    def _choose_layers(self, teacher: nn.Module) -> None:
+        choice, reasons = layer_choice.choose(self.config, self.setup.source, self.setup.student.build(), teacher)
+        self.setup = self.setup.with_layers(choice.student_layers, choice.teacher_layers)
+        self.config = self.setup.config
+        write_layers(self.folder / LAYERS_FILE, choice, reasons)
+        self.folder.write_yaml("config.yaml", self.config.to_dict())
+        self._say("\n".join([*reasons, f"{self._pairs()} ({self.folder / LAYERS_FILE} keeps them)"]))
+
+    def _pairs(self) -> str:
+        chosen = self.config.models
+        if not self.setup.has_layers:
+            return "aligned layers: chosen by the teacher's spectra when it is ready"
+        pairs = zip(chosen.student_layers, chosen.teacher_layers, strict=True)
+        return "aligned layers, student-teacher: " + ", ".join(f"{s}-{t}" for s, t in pairs)
 
     def _student(self, teacher: nn.Module, arm: Arm, seed: int) -> tuple[nn.Module, list[EpochResult]]:
         random_seed(seed)
@@ -241,16 +261,13 @@ class Experiment:
         }
 
     def _opening(self) -> str:
-        source, config = self.setup.source, self.config
-        pairs = ", ".join(
-            f"{s}-{t}" for s, t in zip(config.models.student_layers, config.models.teacher_layers, strict=True)
-        )
+        source = self.setup.source
         return (
             f"data: {source.name}, {len(source.classes)} classes, {source.train_images} training images, "
             f"{source.test_images} test images\n"
             f"teacher: {self.setup.teacher.title}\n"
             f"student: {self.setup.student.title}\n"
-            f"aligned layers, student-teacher: {pairs}"
+            f"{self._pairs()}"
         )
 
     def _title(self) -> str:

@@ -72,18 +72,22 @@ def native_image_size(name: str) -> int:
     return pretrained_cfg(name).input_size[-1]
 
 
-def build_pretrained(spec: ModelSpec, role: str = "teacher") -> nn.Module:
+def build_pretrained(spec: ModelSpec, role: str = "teacher", instead: str | None = None) -> nn.Module:
     """The model with timm's pretrained weights.
+
+    Args:
+        spec: a timm model with its number of classes.
+        role: how to call the model in an error.
+        instead: what to give in place of weights that cannot be had, for the error.
 
     Raises:
         DistillError: there are none, they cannot be fetched, or they know other classes.
     """
     cfg = pretrained_cfg(spec.name)
     wanted = spec.kwargs["num_classes"]
+    instead = instead or f"--{role}-checkpoint FILE, or --train-{role} to train it on the data"
     if not cfg.has_weights:
-        raise DistillError(
-            f"timm has no weights for {role} {spec.name}; give --{role}-checkpoint FILE or --train-{role}"
-        )
+        raise DistillError(f"timm has no weights for {role} {spec.name}; give {instead}")
     if cfg.num_classes != wanted:
         raise DistillError(
             f"timm's weights for {role} {spec.name} know {cfg.num_classes} classes, the data has {wanted}; "
@@ -96,11 +100,11 @@ def build_pretrained(spec: ModelSpec, role: str = "teacher") -> nn.Module:
         raise DistillError(
             f"the pretrained weights of {role} {spec.name} could not be fetched "
             f"({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
-            f"give them as --{role}-checkpoint FILE, or --train-{role} to train it on the data"
+            f"give them as {instead}"
         ) from error
 
 
-def load_checkpoint(model: nn.Module, path: Path, role: str = "teacher") -> None:
+def load_checkpoint(model: nn.Module, path: Path, role: str = "teacher", option: str | None = None) -> None:
     """Load weights into a timm model; every key must fit.
 
     Files in the original layout of a model family are converted by the model's own timm filter.
@@ -110,29 +114,50 @@ def load_checkpoint(model: nn.Module, path: Path, role: str = "teacher") -> None
         path: .safetensors, or a .pth / .pt / .bin file, which is read with ``weights_only``; of a training checkpoint
             the averaged weights are taken if there are any.
         role: how to call the model in an error.
+        option: the command line's name for the file; default ``--<role>-checkpoint``.
 
     Raises:
         DistillError: no such file, no weights in it, or keys that do not fit, which are named.
     """
+    option = option or f"--{role}-checkpoint"
     if not path.is_file():
-        raise DistillError(f"--{role}-checkpoint {path} is no file")
+        raise DistillError(f"{option} {path} is no file")
     try:
         state = load_state_dict(str(path))
     except Exception as error:  # safetensors, zip, pickle and torch have no common exception for a bad file
         reason = str(error).strip().splitlines()
         raise DistillError(
-            f"--{role}-checkpoint {path} cannot be read as weights ({type(error).__name__}: "
+            f"{option} {path} cannot be read as weights ({type(error).__name__}: "
             f"{reason[0] if reason else 'no reason given'}); give a .safetensors file or a .pth file of tensors only"
         ) from error
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise DistillError(f"--{role}-checkpoint {path} holds no state_dict; give a file of named tensors")
+        raise DistillError(f"{option} {path} holds no state_dict; give a file of named tensors")
     problem = _misfit(model, state)
     if problem:
         converted = _converted(model, state)
         if converted is None or _misfit(model, converted):
-            raise DistillError(f"--{role}-checkpoint {path} does not fit {role} {_name(model)}: {problem}")
+            raise DistillError(f"{option} {path} does not fit {role} {_name(model)}: {problem}")
         state = converted
     model.load_state_dict(state)
+
+
+def classes_in(name: str, path: Path) -> int | None:
+    """How many classes the checkpoint ``path`` of timm's model ``name`` knows, or None if it does not show.
+
+    Nothing is refused here: :func:`load_checkpoint` says what is wrong with a file.
+    """
+    classifier = pretrained_cfg(name).classifier or ()
+    if not path.is_file():
+        return None
+    try:
+        state = load_state_dict(str(path))
+    except Exception:  # as there
+        return None
+    for layer in [classifier] if isinstance(classifier, str) else classifier:
+        weight = state.get(f"{layer}.weight") if isinstance(state, dict) else None
+        if isinstance(weight, torch.Tensor) and weight.dim() > 0:
+            return weight.shape[0]
+    return None
 
 
 def default_layer_pairs(student: nn.Module, teacher: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:

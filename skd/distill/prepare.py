@@ -1,12 +1,12 @@
 """From a configuration to data and models that are known to go together, before anything is trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from skd.distill import digits, image_folder, models
+from skd.distill import digits, image_folder, layer_choice, models
 from skd.distill.arms import Arm, make_arms
 from skd.distill.config import DistillConfig, fill_defaults
 from skd.distill.data import DataSource
@@ -18,7 +18,10 @@ from skd.distill.task import SpectralDistillationTask
 
 @dataclass(frozen=True)
 class Setup:
-    """The data and the models of a run; ``config`` has no None left that stands for a default."""
+    """The data and the models of a run; ``config`` has no None left that stands for a default.
+
+    (But for the layers of ``--layers auto``, which are known when the teacher is ready.)
+    """
 
     config: DistillConfig
     source: DataSource
@@ -30,6 +33,15 @@ class Setup:
     def trains_teacher(self) -> bool:
         chosen = self.config.models
         return chosen.train_teacher or (self.config.task == "digits" and chosen.teacher_checkpoint is None)
+
+    @property
+    def has_layers(self) -> bool:
+        """False until ``--layers auto`` has looked at the teacher."""
+        return self.config.models.student_layers is not None
+
+    def with_layers(self, student_layers, teacher_layers) -> "Setup":
+        layers = {"student_layers": tuple(student_layers), "teacher_layers": tuple(teacher_layers)}
+        return replace(self, config=self.config.replace(models=layers))
 
     def build_teacher(self) -> nn.Module:
         """The teacher with its weights, or with random ones if it is trained here from the start."""
@@ -97,9 +109,8 @@ def find_device(name: str) -> torch.device:
 
 
 def _prepare_digits(config: DistillConfig, device: torch.device) -> Setup:
-    if config.models.student_layers is None:
-        layers = {"student_layers": digits.STUDENT_LAYERS, "teacher_layers": digits.TEACHER_LAYERS}
-        config = config.replace(models=layers)
+    default = (digits.STUDENT_LAYERS, digits.TEACHER_LAYERS)
+    config = _with_layers(config, digits.STUDENT, digits.TEACHER, default)
     source = digits.load_digits(config.data.batch_size, device)
     return Setup(config, source, digits.TEACHER, digits.STUDENT, device)
 
@@ -110,12 +121,25 @@ def _prepare_images(config: DistillConfig, device: torch.device) -> Setup:
     image_size = data.image_size or models.native_image_size(chosen.student)
     teacher, student = (models.timm_spec(name, classes, image_size) for name in (chosen.teacher, chosen.student))
     config = config.replace(data={"image_size": image_size})
-    if chosen.student_layers is None:
-        student_layers, teacher_layers = models.default_layer_pairs(student.build(), teacher.build())
-        config = config.replace(models={"student_layers": student_layers, "teacher_layers": teacher_layers})
+    config = _with_layers(config, student, teacher)
     normalisation = resolve_data_config(pretrained_cfg=models.pretrained_cfg(chosen.student).to_dict())
     source = image_folder.load_image_folder(data.data, image_size, data.batch_size, data.workers, normalisation, device)
     return Setup(config, source, teacher, student, device)
+
+
+def _with_layers(
+    config: DistillConfig, student: ModelSpec, teacher: ModelSpec, default: tuple | None = None
+) -> DistillConfig:
+    """The configuration with its pairs of layers: given, from a file, or default ones; none yet for "auto"."""
+    asked = config.models.layers
+    if config.models.student_layers is not None or asked == layer_choice.AUTO:
+        return config
+    if asked is not None:
+        choice = layer_choice.layers_from_file(config, student.build(), teacher.build())
+        pairs = choice.student_layers, choice.teacher_layers
+    else:
+        pairs = default or models.default_layer_pairs(student.build(), teacher.build())
+    return config.replace(models={"student_layers": pairs[0], "teacher_layers": pairs[1]})
 
 
 def _try_out(setup: Setup) -> None:
@@ -123,9 +147,16 @@ def _try_out(setup: Setup) -> None:
     size = setup.source.image_size
     images = torch.randn(2, setup.source.in_chans, size, size)
     try:
-        task = setup.make_task(setup.student.build(), setup.teacher.build(), make_arms(setup.config.loss)[-1])
+        student, teacher = setup.student.build(), setup.teacher.build()
+        if not setup.has_layers:
+            # Any of the choices that may come out is as good as another once the maps are of one size.
+            layer_choice.check_auto(setup.source, student, teacher)
+            setup = setup.with_layers(*models.default_layer_pairs(student, teacher))
+        task = setup.make_task(student, teacher, make_arms(setup.config.loss)[-1])
         with torch.no_grad():
             task.eval()(images, torch.zeros(2, dtype=torch.int64))
+    except DistillError:
+        raise
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise DistillError(f"teacher and student do not go together: {error}") from error
     make_optimizer(task, setup.config.optim)

@@ -2,34 +2,12 @@
 
 import csv
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from skd.distill.errors import DistillError
-
-_TEMPORARY = ".part-"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path``: takes its place when the block ends well, and is removed when it does not."""
-    handle, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix=path.suffix, dir=path.parent)
-    temporary = Path(name)
-    try:
-        os.close(handle)
-        yield temporary
-        # mkstemp makes files that only their owner can read; results are ordinary files.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+from skd.files import TEMPORARY, replacing
 
 
 class RunFolder:
@@ -80,7 +58,7 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what an interruption at the worst moment may leave: temporary files, and a folder without results."""
-        for temporary in self.path.glob(f"{_TEMPORARY}*"):
+        for temporary in self.path.glob(f"{TEMPORARY}*"):
             temporary.unlink(missing_ok=True)
         if self.path.is_dir() and not any(self.path.iterdir()):
             self.path.rmdir()
