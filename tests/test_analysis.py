@@ -16,8 +16,6 @@ from skd.analysis.gratings import ORIENTATIONS, channel_grating, grating_batches
 from skd.analysis.measure import analyze
 from skd.analysis.profile import SpectralProfile
 
-pytestmark = pytest.mark.filterwarnings("ignore:spectral_intensity.*falls back:RuntimeWarning")
-
 
 class Elementwise(nn.Module):
     """Blocks that treat every number alike, so an image's maps are the same bits in any batch."""

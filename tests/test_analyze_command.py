@@ -23,8 +23,6 @@ from skd.distill.analyze_config import AnalyzeConfig  # noqa: E402
 from skd.distill.analyze_data import image_batches  # noqa: E402
 from skd.distill.errors import DistillError  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:spectral_intensity.*falls back:RuntimeWarning")
-
 FILES = {"profile.json", "profile.csv", "intensity-over-depth.png", "intensity-over-frequency.png"}
 NORMALISATION = {
     "mean": (0.5,) * 3,

@@ -22,8 +22,6 @@ from skd.distill.experiment import run  # noqa: E402
 from skd.distill.models import ModelSpec, load_checkpoint  # noqa: E402
 from skd.distill.prepare import prepare  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:spectral_intensity.*falls back:RuntimeWarning")
-
 
 def with_layers(layers, **run_fields):
     return DistillConfig().replace(models={"layers": str(layers)}, run={"quick": True, **run_fields})

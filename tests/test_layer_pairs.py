@@ -35,8 +35,8 @@ def test_spectralkd_s_own_pairs():
     assert pair_layers(4, 4, 4) == ([0, 1, 2, 3], [0, 1, 2, 3]), "Swin's stages"
 
 
-def test_of_a_depth_the_first_quarter_rounded_up_and_the_last():
-    assert [pair_layers(12, 12, k)[1] for k in (1, 3, 4, 5)] == [[0], [0, 10, 11], [0, 9, 10, 11], [0, 1, 9, 10, 11]]
+def test_of_a_depth_the_first_quarter_rounded_down_and_the_last():
+    assert [pair_layers(12, 12, k)[1] for k in (1, 3, 4, 5)] == [[11], [9, 10, 11], [0, 9, 10, 11], [0, 8, 9, 10, 11]]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ def pair_layers(
     """Choose k layers of the teacher and pair each with a layer of the student (after SpectralKD, arXiv 2412.19055).
 
     Of a profile the k layers of greatest intensity are taken (:meth:`skd.SpectralProfile.hottest`); of a depth the two
-    arms of the U that the paper finds in CaiT, the first ceil(k/4) layers and the last ones: 0 1 18 .. 23 for 8 of 24.
+    arms of the U that the paper finds in CaiT, the first k//4 layers and the last ones: 0 1 18 .. 23 for 8 of 24.
 
     A teacher layer is paired with the student layer at the same distance from the nearer end (the middle one counts
     from the back): with 12 student blocks that is 0 1 6 .. 11, and models of equal depth pair one to one. Where a
@@ -42,7 +42,7 @@ def pair_layers(
         if k > depth:
             raise ValueError(f"k={k} pairs need {k} layers of the {role}, which has {depth}; give k={depth} or less")
     if profile is None:
-        first = -(-k // 4)
+        first = k // 4
         teacher_ids = [*range(first), *range(teacher_depth - (k - first), teacher_depth)]
     else:
         teacher_ids = profile.hottest(k)

@@ -10,6 +10,7 @@ import torch
 from timm.models import PretrainedCfg, load_state_dict
 from torch import nn
 
+from skd.analysis.pairs import pair_layers
 from skd.distill.errors import DistillError
 from skd.features import block_names
 
@@ -161,18 +162,14 @@ def classes_in(name: str, path: Path) -> int | None:
 
 
 def default_layer_pairs(student: nn.Module, teacher: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The first two and last six blocks of each (SpectralKD, arXiv 2412.19055), all of them where there are fewer.
-
-    Blocks are paired by their distance from the nearer end: the last of one with the last of the other. In models of
-    less than eight blocks a quarter of the pairs is counted from the front.
+    """Eight pairs as SpectralKD has them, or as many as the shallower model has blocks (:func:`skd.pair_layers`).
 
     Returns:
         Block numbers of the student and of the teacher, equally many.
     """
     depths = count_blocks(student), count_blocks(teacher)
-    pairs = min(PAIRED_LAYERS, *depths)
-    first = pairs // 4
-    return tuple((*range(first), *range(depth - (pairs - first), depth)) for depth in depths)
+    student_ids, teacher_ids = pair_layers(*depths, min(PAIRED_LAYERS, *depths))
+    return tuple(student_ids), tuple(teacher_ids)
 
 
 def count_blocks(model: nn.Module) -> int:
