@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,15 @@ def test_the_kernels_pass_with_vectors_of_sixteen_lanes(tmp_path):
 
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     wide = ["-DSKD_AVX512=1", "-mavx2", "-mfma", "-mf16c", "-include", str(ROOT / "tests/native/avx512_emulation.h")]
-    objects = []
-    for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
+
+    def compile_(source: Path) -> Path:
         extra = ["-DSKD_ISA=baseline", *wide] if source.stem in CPU_KERNELS else []
-        objects.append(tmp_path / f"{source.stem}.o")
-        subprocess.run([CXX, *FLAGS, *includes, *extra, "-c", source, "-o", objects[-1]], check=True)
+        target = tmp_path / f"{source.stem}.o"
+        subprocess.run([CXX, *FLAGS, *includes, *extra, "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_, sorted(ROOT.glob("csrc/cpu/*.cpp"))))
     library = tmp_path / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([CXX, "-shared", "-pthread", *objects, "-o", library], check=True)
 

@@ -11,8 +11,12 @@ import pytest
 from skd import build_info
 
 RECORD = build_info.read().get("cuda", {})
-MOST_REGISTERS = {"align_tiles_kernel": 72, "align_direct_kernel": 128, "scale_gradients_kernel": 40}
-"""72: seven blocks of 128 threads share a multiprocessor's registers."""
+MOST_REGISTERS = {
+    **{"align_tiles_kernel": 72, "align_direct_kernel": 128, "scale_gradients_kernel": 40},
+    **{"fourier_tiles_kernelILi16E": 102, "fourier_tiles_kernelILi32E": 168, "fourier_tiles_kernelILi56E": 255},
+    **{"channel_intensity_kernel": 128, "add_block_sums_kernel": 64},
+}
+"""72: seven blocks of 128 threads share a multiprocessor's registers; 102: five; 128: four; 168: three; 255: two."""
 
 
 def tool(name: str) -> str | None:
@@ -79,7 +83,10 @@ def test_every_architecture_holds_every_kernel(machine_code):
         assert sum("align_tiles_kernel" in name for name in names) == 9  # student and teacher dtypes
         assert sum("align_direct_kernel" in name for name in names) == 1
         assert sum("scale_gradients_kernel" in name for name in names) == 1
-        assert len(names) == 11
+        assert sum("fourier_tiles_kernel" in name for name in names) == 3  # lengths
+        for kernel in ("fourier_general_kernel", "channel_intensity_kernel", "add_block_sums_kernel"):
+            assert sum(kernel in name for name in names) == 1
+        assert len(names) == 17
 
 
 @needs_extension
@@ -106,12 +113,26 @@ def test_maps_come_and_gradients_go_in_16_byte_pieces(machine_code):
 
 @needs_extension
 @needs_tool
+def test_maps_to_be_transformed_come_and_go_in_16_byte_pieces(machine_code):
+    for key, (_, _, instructions) in of_kernel(machine_code, "fourier_tiles_kernel").items():
+        assert instructions.count("LDGSTS.E.BYPASS.128") >= 8, key  # both maps, once per size of a number
+        assert [name for name in instructions if name.startswith("STG.E") and name.endswith(".128")], key
+    for key, (_, _, instructions) in of_kernel(machine_code, "channel_intensity_kernel").items():
+        assert instructions.count("LDGSTS.E.BYPASS.128") >= 4, key
+    # A bin comes and goes in one access to shared memory.
+    for key, (_, _, instructions) in of_kernel(machine_code, "fourier_tiles_kernel").items():
+        assert min(instructions.count("LDS.64"), instructions.count("STS.64")) >= 14, key
+
+
+@needs_extension
+@needs_tool
 def test_no_float_is_added_atomically(machine_code):
-    """The one atomic operation counts blocks, in integers."""
+    """The one atomic operation, of the alignment kernels, counts blocks, in integers."""
     for key, (_, _, instructions) in machine_code.items():
         atomic = {name for name in instructions if name.startswith(("ATOM", "RED."))}
         assert all(".INC." in name for name in atomic), (key, atomic)
-        assert len(atomic) == ("scale_gradients_kernel" not in key[1]), key
+        counts = "align_tiles_kernel" in key[1] or "align_direct_kernel" in key[1]
+        assert len(atomic) == counts, key
 
 
 @needs_extension

@@ -58,12 +58,12 @@ def extension(tmp_path_factory):
     return target
 
 
-def run_tests(extension: Path, selection: str) -> int:
-    """The number of tests of tests/test_spectral_align.py that passed, in a process of their own; none may fail."""
+def run_tests(extension: Path, selection: str, operation: str = "spectral_align") -> int:
+    """The number of an operation's tests that passed, in a process of their own; none may fail."""
     # The last words of a kernel that ends the program: nothing is to capture them or to put a traceback below them.
     plain = ["-p", "no:cacheprovider", "-p", "no:faulthandler", "--capture=sys"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", *plain, "tests/test_spectral_align.py", "-k", selection],
+        [sys.executable, "-m", "pytest", "-q", "-x", *plain, f"tests/test_{operation}.py", "-k", selection],
         cwd=ROOT,
         env={**LIMITS, "SKD_TEST_CUDA_EXTENSION": str(extension), "SKD_TEST_KERNELS": "cuda"},
         capture_output=True,
@@ -80,6 +80,20 @@ def test_the_matrix_of_cases(extension):
 
 def test_the_contract_of_the_operation(extension):
     assert run_tests(extension, "not test_loss_and_gradient_are_those_of_float64") > 90
+
+
+@pytest.mark.parametrize("operation", ["fourier_align", "spectral_intensity"])
+def test_the_contract_of_the_operations_with_transforms(extension, operation):
+    slow = "test_every_combination or test_loss_and_gradient or test_intensity_is"
+    assert run_tests(extension, f"not ({slow})", operation) > 45
+
+
+def test_the_matrix_of_cases_with_transforms(extension):
+    """All cases with one match, and some with every combination of options."""
+    both = "test_loss_and_gradient_are_those_of_float64 and not log_magnitude"
+    some = "test_every_combination and (focal or spectra) and (7x7 or 300x1 or 5x9 or 16x32 or 30x17)"
+    assert run_tests(extension, f"({both}) or ({some})", "fourier_align") > 400
+    assert run_tests(extension, "test_intensity_is_that_of_float64", "spectral_intensity") > 270
 
 
 # --- Plans and launches ---
@@ -143,6 +157,39 @@ assert plan().paths == []
     )
 
 
+def test_the_usual_maps_are_transformed_in_the_tile_path(extension):
+    run_script(
+        extension,
+        """
+def fourier(case):
+    s, t = case.make()
+    given = [map_of(cuda, x) for x in (s, t, torch.empty_like(s))]
+    return cuda.FourierPlan([cuda.FourierLayer(*given, 0, 0, 1, 0.0, 1.0, 1.0, 1.0)]).paths[0]
+
+for dtype in (F32, BF16, F16):
+    for student, teacher in ((192, 384), (192, 192), (192, 768), (96, 96), (768, 768)):
+        for size in (4, 7, 8, 14, 16, 28, 32):
+            for orders in (("nchw", "nchw"), ("tokens", "tokens"), ("tokens", "nchw"), ("nchw", "tokens")):
+                case = Case(1, student, teacher, size, size, *orders, dtype, dtype)
+                assert fourier(case) == "tile", case
+    assert fourier(Case(1, 96, 192, 56, 56, student_dtype=dtype, teacher_dtype=dtype)) == "tile"
+for case in (Case(1, 16, 16, 7, 7, "sliced"), Case(1, 32, 16, 7, 7), Case(1, 16, 16, 9, 9), Case(1, 16, 16, 14, 28)):
+    assert fourier(case) == "general", case
+
+def intensity(order, *shape):
+    x = getattr(__import__("cases"), order)(*shape)
+    return cuda.IntensityPlan(map_of(cuda, x), 0, 1.0, 0).path
+
+for order in ("nchw", "tokens"):
+    assert intensity(order, 1, 384, 14, 14) == "pieces"
+assert intensity("nchw", 1, 384, 7, 7) == "numbers"
+assert intensity("tokens", 1, 768, 7, 7) == "pieces"
+assert intensity("tokens", 1, 4096, 2, 2) == "pieces"
+assert intensity("tokens", 1, 8192, 2, 2) == "global"
+""",
+    )
+
+
 def test_a_launch_without_a_ticket_of_its_stream_counts_in_its_workspace(extension):
     """In a graph's capture, on the stream of each thread, and on streams beyond those that have tickets."""
     run_script(
@@ -188,9 +235,42 @@ def race_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("races")
 
 
+KERNELS = {
+    "tile": "fourier_tiles_16.cu",
+    "general": "fourier_align.cu",
+    "intensity": "spectral_intensity.cu",
+}
+"""What tests/cuda_on_cpu/spectra_races.cpp runs, and the file with its kernel."""
+
+
+def race_spectra(folder: Path, name: str, changed: dict[str, str], only: str = "") -> subprocess.CompletedProcess:
+    """tests/cuda_on_cpu/spectra_races.cpp under ThreadSanitizer, with the changed texts of some files of csrc/cuda."""
+    overlay = folder / name
+    (overlay / "cuda").mkdir(parents=True)
+    for file, text in changed.items():
+        (overlay / "cuda" / file).write_text(text)
+
+    def source(file: str) -> Path:
+        return overlay / "cuda" / file if file in changed else ROOT / "csrc/cuda" / file
+
+    shared = ["fourier_plan.cpp", "intensity_plan.cpp", "tile_layout.cpp", "block_sums.cu"]
+    sources = [ROOT / "tests/cuda_on_cpu/spectra_races.cpp", *map(source, [*shared, *KERNELS.values()])]
+    flags = ["-O1", "-g", "-fsanitize=thread", "-DSKD_CUDA_THREADS", f"-I{overlay}"]
+    program = overlay / "races"
+    build(overlay, sources, program, flags, ["-fsanitize=thread"])
+    environment = {**LIMITS, "TSAN_OPTIONS": ""}
+    # Threads that a busy machine wakes up one after another have met at the next barrier before they can race.
+    for _ in range(3 if changed else 1):
+        done = subprocess.run([program, *only.split()], capture_output=True, text=True, timeout=300, env=environment)
+        if "data race" in done.stderr:
+            break
+    return done
+
+
 def race(folder: Path, name: str, kernel: Path) -> subprocess.CompletedProcess:
     """tests/cuda_on_cpu/races.cpp with this version of the kernels, under ThreadSanitizer."""
-    sources = [ROOT / "tests/cuda_on_cpu/races.cpp", ROOT / "csrc/cuda/align_plan.cpp", kernel]
+    plans = [ROOT / "csrc/cuda" / name for name in ("align_plan.cpp", "tile_layout.cpp")]
+    sources = [ROOT / "tests/cuda_on_cpu/races.cpp", *plans, kernel]
     program = folder / name
     flags = ["-O1", "-g", "-fsanitize=thread", "-DSKD_CUDA_THREADS"]
     build(folder, sources, program, flags, ["-fsanitize=thread"])
@@ -219,5 +299,29 @@ def test_a_removed_barrier_is_noticed(race_folder, barrier):
     mutant = race_folder / f"mutant{barrier}.cu"
     mutant.write_text(text[:begin] + "__syncthreads();".join(pieces) + text[end:])
     done = race(race_folder, f"mutant{barrier}", mutant)
+    needs_sanitizer(done)
+    assert done.returncode != 0 and "data race" in done.stderr
+
+
+def test_the_threads_of_a_block_with_transforms_do_not_race(race_folder):
+    done = race_spectra(race_folder, "spectra", {})
+    needs_sanitizer(done)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr[:4000]
+    assert re.findall(r"\w+(?=:)", done.stdout) == 2 * ["tile", "tile", "general", "general", "pieces"]
+
+
+@pytest.mark.parametrize(
+    "kernel, file, before",
+    [
+        ("tile", "fourier_tiles.h", "{ forward_rows<w>(layer, tile); });\n  "),
+        ("general", "block_fft.h", "to);\n    "),
+        ("intensity", "spectral_intensity.cu", "wait_for_copies();\n      "),
+    ],
+)
+def test_a_removed_barrier_between_transforms_is_noticed(race_folder, kernel, file, before):
+    text = (ROOT / "csrc/cuda" / file).read_text()
+    assert text.count(f"{before}__syncthreads();") == 1
+    mutant = text.replace(f"{before}__syncthreads();", before)
+    done = race_spectra(race_folder, f"mutant-{kernel}", {file: mutant}, kernel)
     needs_sanitizer(done)
     assert done.returncode != 0 and "data race" in done.stderr

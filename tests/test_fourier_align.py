@@ -8,7 +8,7 @@ import torch
 from cases import BF16, F16, F32, F64, ORDERS, Case, matrix, random
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels_here import kernels, using
+from kernels_here import each_with_kernels, kernels, using
 from torch.utils.checkpoint import checkpoint
 
 import skd
@@ -122,14 +122,15 @@ def check(case, options, backend):
 
 
 @pytest.mark.parametrize("match", ["magnitude", "log_magnitude"])
-@pytest.mark.parametrize("case", matrix(), ids=str)
-def test_loss_and_gradient_are_those_of_float64(case, match, backend, poisoned):
-    if refuses(backend, case):
-        student, teacher = case.make()
-        with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot run fourier_align: .*float64"):
-            skd.spectral_loss(student, teacher, match, backend=backend)
-        return
-    check(case, {"match": match}, backend)
+@pytest.mark.parametrize("kernel, case", each_with_kernels(matrix()))
+def test_loss_and_gradient_are_those_of_float64(kernel, case, match, poisoned):
+    with using(kernel) as backend:
+        if refuses(backend, case):
+            student, teacher = case.make()
+            with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot run fourier_align: .*float64"):
+                skd.spectral_loss(student, teacher, match, backend=backend)
+            return
+        check(case, {"match": match}, backend)
 
 
 def every_path() -> list[Case]:
@@ -142,11 +143,12 @@ def every_path() -> list[Case]:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("case", every_path(), ids=str)
-def test_every_combination_of_options(case, options, backend, poisoned):
-    if refuses(backend, case):
-        pytest.skip("this backend refuses float64")
-    check(case, options, backend)
+@pytest.mark.parametrize("kernel, case", each_with_kernels(every_path()))
+def test_every_combination_of_options(kernel, case, options, poisoned):
+    with using(kernel) as backend:
+        if refuses(backend, case):
+            pytest.skip("this backend refuses float64")
+        check(case, options, backend)
 
 
 @given(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from cases import BF16, F16, F32, F64, ORDERS, Case, constant_difference, matrix
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels_here import kernels, using
+from kernels_here import each_with_kernels, kernels, using
 from torch.utils.checkpoint import checkpoint
 
 import skd
@@ -65,15 +65,16 @@ def refuses(backend, case):
 
 
 @pytest.mark.parametrize("match", MATCHES)
-@pytest.mark.parametrize("case", matrix(), ids=str)
-def test_loss_and_gradient_are_those_of_float64(case, match, backend, poisoned):
+@pytest.mark.parametrize("kernel, case", each_with_kernels(matrix()))
+def test_loss_and_gradient_are_those_of_float64(kernel, case, match, poisoned):
     student, teacher = case.make()
-    if refuses(backend, case):
-        with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot run spectral_align: .*float64"):
-            skd.spectral_loss(student, teacher, match, backend=backend)
-        return
-    loss = skd.spectral_loss(student, teacher, match, backend=backend)
-    (gradient,) = torch.autograd.grad(loss, student)
+    with using(kernel) as backend:
+        if refuses(backend, case):
+            with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot run spectral_align: .*float64"):
+                skd.spectral_loss(student, teacher, match, backend=backend)
+            return
+        loss = skd.spectral_loss(student, teacher, match, backend=backend)
+        (gradient,) = torch.autograd.grad(loss, student)
     assert loss.dtype == (F64 if F64 in (student.dtype, teacher.dtype) else F32)
     assert_close_to_float64(case, match, loss.detach(), gradient, student, teacher)
 

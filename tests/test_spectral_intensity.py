@@ -7,7 +7,7 @@ import torch
 from cases import BF16, F16, F32, F64, ORDERS, cast
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels_here import kernels, using
+from kernels_here import each_with_kernels, kernels, using
 
 import skd
 from skd import reference
@@ -53,12 +53,13 @@ def assert_close(x, axis, got, scale=1.0):
 
 
 @pytest.mark.parametrize("axis", AXES)
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_intensity_is_that_of_float64(size, order, axis, backend, poisoned):
+@pytest.mark.parametrize("kernel, case", each_with_kernels([(order, *size) for size in SIZES for order in ORDERS]))
+def test_intensity_is_that_of_float64(kernel, case, axis, poisoned):
     torch.manual_seed(0)
+    order, *size = case
     x = ORDERS[order](*size)
-    assert_close(x, axis, intensity_per_image(x, axis, norm="backward", backend=backend))
+    with using(kernel) as backend:
+        assert_close(x, axis, intensity_per_image(x, axis, norm="backward", backend=backend))
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -26,6 +26,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define SKD_SHARED_MEMORY(name) char* const name = cuda_on_cpu::shared_memory()
