@@ -9,7 +9,7 @@ from skd import bench, reference
 from skd.bench import memory
 from skd.bench.cuda import variants, workloads
 from skd.bench.cuda.variants import Variant
-from skd.bench.spectral_align import Shape
+from skd.bench.maps import Shape
 
 SMALL = "12<-20 6x5 B3"
 

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from skd import bench, reference
-from skd.bench import correctness, memory, report, runner, timing
+from skd.bench import correctness, memory, report, runner, tables, timing
 from skd.bench import spectral_align as measured
-from skd.bench.spectral_align import BASELINE, COPY, Case, Shape, Variant
+from skd.bench.case import COPY, Variant, select_from
+from skd.bench.maps import Shape, select_shapes
+from skd.bench.pairs import BASELINE, PairCase, PairRun
 from skd.ops import backends
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,29 +63,32 @@ def test_a_configuration_that_cannot_be_meant_ends_with_one_sentence(options, se
 
 
 def test_shapes_are_chosen_by_part_of_their_name_or_spelt_out():
-    assert [s.name for s in measured.select_shapes(("56x56",))] == ["96<-96 56x56 B32"]
-    assert measured.select_shapes(("B64", "7x7")) == [measured.SHAPES[0], measured.SHAPES[2]]
-    assert measured.select_shapes(("5<-3 2x9 B4",)) == [Shape(5, 3, 2, 9, 4)]
-    assert measured.select_shapes(()) == list(measured.SHAPES)
+    assert [s.name for s in select_shapes(("56x56",), measured.SHAPES)] == ["96<-96 56x56 B32"]
+    assert select_shapes(("B64", "7x7"), measured.SHAPES) == [measured.SHAPES[0], measured.SHAPES[2]]
+    assert select_shapes(("5<-3 2x9 B4",), measured.SHAPES) == [Shape(5, 3, 2, 9, 4)]
+    assert select_shapes((), measured.SHAPES) == list(measured.SHAPES)
 
 
 def test_baseline_and_floor_stay_whatever_is_chosen():
-    assert [v.name for v in measured.select_variants(("closed-form",))] == [BASELINE, "closed-form", COPY]
-    assert not any(v.compiled for v in measured.select_variants((), compile=False))
+    def select(names, compile):
+        return select_from(measured.VARIANTS, measured.ALWAYS, names, compile, "not known")
+
+    assert [v.name for v in select(("closed-form",), True)] == [BASELINE, "closed-form", COPY]
+    assert not any(v.compiled for v in select((), False))
 
 
 def test_floor_counts_each_map_once():
-    case = Case(Shape(192, 384, 14, 14, 64), "nchw", "float32")
+    case = PairCase(Shape(192, 384, 14, 14, 64), "nchw", "float32")
     student, teacher = 64 * 192 * 196 * 4, 64 * 384 * 196 * 4
     assert case.floor_bytes("forward") == student + teacher
     assert case.floor_bytes("backward") == student
     assert case.floor_bytes("both") == 2 * student + teacher
-    assert Case(case.shape, "nchw", "bfloat16").floor_bytes("both") == (2 * student + teacher) // 2
+    assert PairCase(case.shape, "nchw", "bfloat16").floor_bytes("both") == (2 * student + teacher) // 2
 
 
 def test_copy_moves_the_floor():
-    case = Case(Shape(12, 20, 6, 5, 3), "nchw", "float32", upstream=0.2)
-    run = measured.Run(next(v for v in measured.VARIANTS if v.name == COPY), case, measured.make_maps(case))
+    case = PairCase(Shape(12, 20, 6, 5, 3), "nchw", "float32", upstream=0.2)
+    run = PairRun(next(v for v in measured.VARIANTS if v.name == COPY), case, case.make_inputs())
     copied = run.forward()
     assert 2 * copied.nbytes == case.floor_bytes("both")
     assert copied.data_ptr() != run.forward().data_ptr()
@@ -93,8 +98,8 @@ def test_copy_moves_the_floor():
 def test_student_and_teacher_may_differ_in_memory_order(layout):
     student, teacher = layout.split("<-")
     shape = Shape(12, 20, 6, 5, 3)
-    mixed = measured.make_maps(Case(shape, layout, "float32"))
-    of = {order: measured.make_maps(Case(shape, order, "float32")) for order in (student, teacher)}
+    mixed = PairCase(shape, layout, "float32").make_inputs()
+    of = {order: PairCase(shape, order, "float32").make_inputs() for order in (student, teacher)}
     assert mixed.student.stride() == of[student].student.stride()
     assert mixed.teacher.stride() == of[teacher].teacher.stride()
     assert mixed.student_nchw.is_contiguous() and torch.equal(mixed.student, mixed.student_nchw)
@@ -103,8 +108,8 @@ def test_student_and_teacher_may_differ_in_memory_order(layout):
 
 def test_token_maps_are_views_behind_a_class_token():
     shape = Shape(12, 20, 6, 5, 3)
-    tokens = measured.make_maps(Case(shape, "tokens", "float32"))
-    nchw = measured.make_maps(Case(shape, "nchw", "float32"))
+    tokens = PairCase(shape, "tokens", "float32").make_inputs()
+    nchw = PairCase(shape, "nchw", "float32").make_inputs()
     assert tokens.student.stride() == (12 * 31, 1, 12 * 5, 12) and tokens.student.storage_offset() == 12
     assert tokens.teacher.stride() == (20 * 30, 1, 20 * 5, 20)
     assert nchw.student.is_contiguous() and tokens.student_nchw.is_contiguous()
@@ -116,13 +121,13 @@ def test_token_maps_are_views_behind_a_class_token():
 @pytest.mark.parametrize("layout", ["nchw", "tokens"])
 @pytest.mark.parametrize("match", ["complex", "mse"])
 def test_every_implementation_is_right_on_its_own_terms(layout, dtype, match):
-    case = Case(Shape(12, 20, 6, 5, 3), layout, dtype, match)
-    maps = measured.make_maps(case)
-    expected = correctness.truth(case, maps)
+    case = PairCase(Shape(12, 20, 6, 5, 3), layout, dtype, match)
+    maps = case.make_inputs()
+    expected = case.truth(maps)
     for variant in measured.VARIANTS:
         if variant.compiled or variant.name == COPY:
             continue
-        result = runner.examine(measured.Run(variant, case, maps), expected, case)
+        result = runner.examine(PairRun(variant, case, maps), expected, case)
         if variant.backend == "cpu" and backends.backends()["cpu"] is not True:
             assert result.status == report.UNAVAILABLE and result.reason
         else:
@@ -134,13 +139,13 @@ def test_every_implementation_is_right_on_its_own_terms(layout, dtype, match):
 
 @pytest.fixture(scope="module")
 def expected():
-    case = Case(Shape(12, 20, 6, 5, 3), "nchw", "float32", upstream=0.2)
-    return correctness.truth(case, measured.make_maps(case))
+    case = PairCase(Shape(12, 20, 6, 5, 3), "nchw", "float32", upstream=0.2)
+    return case.truth(case.make_inputs())
 
 
 def test_truth_is_the_closed_form_too(expected):
-    case = Case(Shape(12, 20, 6, 5, 3), "nchw", "float32", upstream=0.2)
-    maps = measured.make_maps(case)
+    case = PairCase(Shape(12, 20, 6, 5, 3), "nchw", "float32", upstream=0.2)
+    maps = case.make_inputs()
     student = maps.student.detach().double().requires_grad_()
     loss = reference.spectral_align_closed_form(student, maps.teacher.double())
     (gradient,) = torch.autograd.grad(loss * case.upstream, student)
@@ -327,8 +332,8 @@ def test_a_measurement_leaves_complete_rows(tmp_path, capsys):
         base, copy = both[layout, threads, BASELINE], both[layout, threads, COPY]
         if name != COPY and row["status"] == report.OK:
             ratio = float(base["median_ms"]) / float(row["median_ms"])
-            assert float(row["ratio_to_published_nchw"]) == pytest.approx(ratio)
-            assert float(row["times_copy"]) == pytest.approx(float(row["median_ms"]) / float(copy["median_ms"]))
+            assert float(row["ratio_to_baseline"]) == pytest.approx(ratio)
+            assert float(row["times_floor"]) == pytest.approx(float(row["median_ms"]) / float(copy["median_ms"]))
     document = json.loads((tmp_path / "out" / "rows.json").read_text())
     assert len(document["rows"]) == len(found) and document["conditions"]["upstream_gradient"] == 1.0
     assert all(len(v) == 2 for s in document["samples"] for v in s["milliseconds"].values())
@@ -374,7 +379,7 @@ def test_a_wrong_result_gets_no_time_and_no_ratio(tmp_path, capsys, monkeypatch)
     assert len(wrong) == 3
     for row in wrong:
         assert row["status"] == report.WRONG and "1.0e-02" in row["reason"]
-        for empty in ("median_ms", "p20_ms", "gb_per_s", "ratio_to_published_nchw", "times_copy", "rounds"):
+        for empty in ("median_ms", "p20_ms", "gb_per_s", "ratio_to_baseline", "times_floor", "rounds"):
             assert row[empty] == ""
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if line.startswith("spoilt")]
@@ -387,7 +392,7 @@ def test_a_wrong_baseline_leaves_no_ratio_at_all(tmp_path, monkeypatch):
     with_variants(monkeypatch, spoilt(BASELINE, nchw=True), replace=(BASELINE,))
     assert bench.run(config(tmp_path, variants=("closed-form",), layouts=("nchw",))) == 1
     found = read_rows(tmp_path)
-    assert all(row["ratio_to_published_nchw"] == "" for row in found)
+    assert all(row["ratio_to_baseline"] == "" for row in found)
     assert any(row["variant"] == "closed-form" and row["median_ms"] for row in found)
 
 
@@ -395,10 +400,10 @@ def test_times_of_a_wrong_result_stay_hidden_even_if_there_are_some():
     times = timing.Times({phase: [1.0, 2.0] for phase in timing.PHASES}, [0, 0])
     wrong = report.Result(Variant("spoilt", None), report.WRONG, "it is", times=times)
     right = report.Result(Variant(BASELINE, None), report.OK, times=times)
-    group = report.Group(Case(Shape(1, 1, 1, 1, 1), "nchw", "float32"), 1, [right, wrong])
+    group = report.Group(PairCase(Shape(1, 1, 1, 1, 1), "nchw", "float32"), 1, [right, wrong])
     assert group.ratio("spoilt", "both") is None and group.ratio(BASELINE, "both") == 1.0
     hidden = [row for row in report.rows(group) if row["variant"] == "spoilt"]
-    assert len(hidden) == 3 and all(row["median_ms"] is row["ratio_to_published_nchw"] is None for row in hidden)
+    assert len(hidden) == 3 and all(row["median_ms"] is row["ratio_to_baseline"] is None for row in hidden)
 
 
 def failing(name, **options):
@@ -463,7 +468,7 @@ def test_plain_text_without_rich(tmp_path, capsys, monkeypatch):
 
 
 def test_plain_columns_line_up():
-    text = report.plain_table("title", ("name", "a", "b"), [["x", "1", "22"], ["long", "WRONG: " + "y" * 30, ""]])
+    text = tables.plain_table("title", ("name", "a", "b"), [["x", "1", "22"], ["long", "WRONG: " + "y" * 30, ""]])
     assert text.splitlines() == ["title", "name  a   b", "x     1  22", "long  WRONG: " + "y" * 30]
 
 
@@ -473,31 +478,22 @@ def test_importing_the_configuration_loads_no_torch():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pytest_benchmark") is None, reason="pytest-benchmark is not installed")
-def test_the_same_measurement_runs_under_pytest_benchmark(tmp_path):
-    path = ROOT / "benchmarks" / "bench_spectral_align.py"
-    if not path.is_file():
+def test_the_same_measurements_run_under_pytest_benchmark(tmp_path):
+    names = ("spectral_align", "fourier_align", "spectral_intensity")
+    paths = [ROOT / "benchmarks" / f"bench_{name}.py" for name in names]
+    if not paths[0].is_file():
         pytest.skip("this is not a source tree: it has no benchmarks/")
     saved = tmp_path / "saved.json"
-    chosen = "7x7 and tokens and both and (copy or closed-form) and not compile"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        str(path),
-        "--benchmark-only",
-        "-q",
-        "-k",
-        chosen,
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(
-        [*command, f"--benchmark-json={saved}"], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
+    aligned = "spectral_align and both and (copy or closed-form)"
+    transformed = "fourier_align and log_magnitude and both and copy"
+    intensities = "intensity and channel and (read or eager-nchw)"
+    chosen = f"7x7 and tokens and not compile and ({aligned} or {transformed} or {intensities})"
+    options = ["--benchmark-only", "-q", "-k", chosen, "-p", "no:cacheprovider", f"--benchmark-json={saved}"]
+    command = [sys.executable, "-m", "pytest", *map(str, paths), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     entries = json.loads(saved.read_text())["benchmarks"]
-    assert len(entries) == 2
-    floor = 3 * 64 * 768 * 49 * 4
-    for entry in entries:
-        assert entry["extra_info"]["floor_bytes"] == floor
+    floors = [entry["extra_info"]["floor_bytes"] for entry in entries]
+    assert sorted(floors) == sorted([3 * 64 * 768 * 49 * 4] * 2 + [3 * 32 * 768 * 49 * 4] + [32 * 768 * 49 * 4] * 2)
+    for floor, entry in zip(floors, entries, strict=True):
         assert entry["extra_info"]["gb_per_s"] == pytest.approx(floor / entry["stats"]["median"] / 1e9)

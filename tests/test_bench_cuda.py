@@ -13,11 +13,14 @@ import torch
 from bench_cuda_helpers import TWO, CpuDevice, case_of, config, read_rows, spoilt, with_variants
 
 from skd import bench, reference
+from skd.bench import correctness
+from skd.bench.case import COPY
+from skd.bench.config import MATCHES
 from skd.bench.cuda import report, runner, sampling, variants, workloads
 from skd.bench.cuda.sampling import MODES
 from skd.bench.cuda.variants import COPY_GRAPH, Variant
+from skd.bench.pairs import BASELINE
 from skd.bench.report import OK, UNAVAILABLE, WRONG
-from skd.bench.spectral_align import BASELINE, COPY
 
 
 def test_a_measurement_leaves_complete_rows(tmp_path, capsys, monkeypatch):
@@ -205,9 +208,37 @@ def test_an_expected_ratio_that_is_missed_fails(tmp_path, capsys, monkeypatch):
 
 
 def test_a_copied_tree_can_be_told_its_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.cpu.env, "git_commit", lambda: None)
+    monkeypatch.setattr(runner.circumstances.env, "git_commit", lambda: None)
     monkeypatch.setenv("SKD_COMMIT", "abc123")
     assert runner._conditions(config(tmp_path), CpuDevice())["commit"] == "abc123"
+
+
+def test_losses_with_a_transform_are_measured_with_what_there_is_for_them(tmp_path, monkeypatch):
+    with_variants(monkeypatch)
+    assert runner.run(config(tmp_path, what=("magnitude",)), CpuDevice()) == 0
+    found = read_rows(tmp_path)
+    assert {row["match"] for row in found} == set(MATCHES["magnitude"])
+    assert {row["operation"] for row in found} == {"fourier_align"} and {row["status"] for row in found} == {OK}
+    names = {row["variant"] for row in found}
+    assert {BASELINE, COPY, "skd-reference"} <= names and not any(name.startswith("closed-form") for name in names)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_spectra_that_deviate_are_wrong(tmp_path, monkeypatch, factor):
+    def build(match):
+        def loss(students, teachers):
+            pairs = [correctness.pooled_spectra(s, t) for s, t in zip(students, teachers, strict=True)]
+            losses = [reference.fourier_align_published(*pair, match) for pair in zip(students, teachers, strict=True)]
+            return sum(losses) / len(losses), [(s.float(), factor * t.float()) for s, t in pairs]
+
+        return loss
+
+    with_variants(monkeypatch, Variant("with-spectra", build))
+    options = {"what": ("magnitude",), "match": "magnitude", "variants": ("with-spectra",)}
+    assert runner.run(config(tmp_path, **options), CpuDevice()) == (factor != 1)
+    row = next(row for row in read_rows(tmp_path) if row["variant"] == "with-spectra")
+    assert row["status"] == (OK if factor == 1 else WRONG) and bool(row["median_ms"]) == (factor == 1)
+    assert float(row["spectra_relative_error"]) == pytest.approx(factor - 1, abs=1e-6)
 
 
 @pytest.mark.gpu

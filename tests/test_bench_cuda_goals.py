@@ -2,15 +2,16 @@
 
 import pytest
 
+from skd.bench.case import COPY
 from skd.bench.cuda import goals, report
 from skd.bench.report import OK, UNAVAILABLE, WRONG
-from skd.bench.spectral_align import COPY
 
 
 def row(variant="skd-cuda", **changes):
     """A row that reaches every goal."""
     made = dict.fromkeys(report.ROW_FIELDS) | {
-        "group": 1, "variant": variant, "cache": "cold", "phase": "both", "status": OK, "reason": "",
+        "group": 1, "operation": "spectral_align", "match": "complex",
+        "variant": variant, "cache": "cold", "phase": "both", "status": OK, "reason": "",
         "dtype": "float32", "workload": "w", "layout": "nchw",
         "layers": "192<-384 14x14 B128", "floor_bytes": 90_000_000, "student_bytes": 30_000_000, "median_ms": 0.03,
         "gb_per_s": 3000.0, "percent_of_copy": 91.0,
@@ -75,3 +76,27 @@ def test_verdicts_read_as_sentences_with_the_missed_ones_first():
     assert lines[4] == "NOT REACHED: skd-cuda, w, nchw, float32: 70.0% of the copy bandwidth (goal 90%)"
     assert all(line.startswith("reached: ") for line in lines[5:])
     assert goals.sentences([]) == ["no goal was measured: there are no rows of skd-cuda or skd-triton"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"median_ms": 0.039}, [goals.REACHED]),
+        ({"median_ms": 0.04}, [goals.MISSED]),
+        ({"workload": "elsewhere"}, [goals.UNKNOWN]),
+        ({"layers": "96<-96 56x56 B64"}, []),
+    ],
+)
+def test_a_loss_with_a_transform_is_held_against_spectral_align(changes, status):
+    transformed = row(group=2, operation="fourier_align", match="magnitude", percent_of_copy=10.0, **changes)
+    mse = row(group=3, match="mse", median_ms=1.0)
+    assert judged("transform", row(), mse, transformed) == status
+    found = [v for v in goals.verdicts([row(), transformed]) if "magnitude" in v.text]
+    assert not {"bandwidth", "published", "compiled", "small"}.intersection(v.goal for v in found)
+
+
+def test_the_gradient_of_a_loss_with_a_transform_may_be_ten_times_as_far_off():
+    transformed = {"operation": "fourier_align", "match": "magnitude"}
+    assert judged("accuracy", row(gradient_relative_l2=9e-6)) == [goals.MISSED]
+    assert judged("accuracy", row(gradient_relative_l2=9e-6, **transformed)) == [goals.REACHED]
+    assert judged("accuracy", row(loss_relative_error=2e-6, **transformed)) == [goals.MISSED]

@@ -8,10 +8,12 @@ from bench_cuda_helpers import TWO, CpuDevice, case_of, config, default, on_the_
 
 from skd import bench
 from skd.bench import __main__ as command
+from skd.bench.case import COPY
 from skd.bench.cuda import runner, variants, workloads
 from skd.bench.cuda.variants import COPY_GRAPH, Run
+from skd.bench.maps import Shape
+from skd.bench.pairs import BASELINE
 from skd.bench.report import OK
-from skd.bench.spectral_align import BASELINE, COPY, Shape
 
 # --- What is asked for ---
 

@@ -6,6 +6,14 @@ from typing import Literal
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["nchw", "tokens", "tokens<-nchw", "nchw<-tokens"]
+What = Literal["align", "magnitude", "intensity", "analyze", "all"]
+Match = Literal["complex", "mse", "magnitude", "log_magnitude", "complex+bands", "complex+focal"]
+
+MATCHES: dict[str, tuple[str, ...]] = {
+    "align": ("complex", "mse"),
+    "magnitude": ("magnitude", "log_magnitude", "complex+bands", "complex+focal"),
+}
+"""What can be compared, by what is measured: without a transform, and with one."""
 
 DEFAULTS: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": {"layouts": ("nchw", "tokens"), "dtypes": ("float32",)},
@@ -16,15 +24,22 @@ DEFAULTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclasses.dataclass
 class BenchConfig:
-    """Measure the spectral alignment loss against plain PyTorch: forward, backward and both, in one process.
+    """Measure skd against plain PyTorch, everything in one process and in turns.
 
     Every implementation is compared with float64 before it is timed; one that is wrong gets no time and no ratio.
     """
 
+    what: tuple[What, ...] = ("align",)
+    """align: the spectral alignment loss. magnitude: the losses on magnitudes, and with weights of the bins, which take
+    a transform. intensity: spectra of maps, over channels and over space. analyze: skd.analyze on 24 layers of
+    CaiT-S24 with random weights, against the model's own forward (needs timm). all: everything. On two cores align
+    takes about 4 minutes, magnitude 9, intensity 4, analyze 2. On CUDA there are align and magnitude."""
+
     shapes: tuple[str, ...] = ()
     """Only the shapes whose name contains one of these texts ("14x14"), or shapes of your own written like
-    "192<-384 14x14 B64": student channels, teacher channels, height, width, batch. All default shapes if empty. On
-    CUDA there are recipes too, all layers in one call: "deit-tiny", "deit-small", "swin-tiny"."""
+    "192<-384 14x14 B64": student channels, teacher channels, height, width, batch; for intensity "384 14x14 B32". All
+    default shapes if empty. On CUDA there are recipes too, all layers in one call: "deit-tiny", "deit-small",
+    "swin-tiny"."""
 
     batches: tuple[int, ...] = (64, 128, 256)
     """Batches of the default shapes and recipes on CUDA. On the CPU each shape has its own."""
@@ -37,15 +52,17 @@ class BenchConfig:
     dtypes: tuple[DTypeName, ...] | None = None
     """Dtype of both maps; float32 if not given, on CUDA float32 and bfloat16."""
 
-    match: Literal["complex", "mse"] = "complex"
-    """What is compared: the 2-D Fourier coefficients, or the maps themselves."""
+    match: Match | None = None
+    """What a loss compares: complex, the 2-D Fourier coefficients; mse, the maps themselves (align; complex if not
+    given). magnitude, log_magnitude; complex+bands, with a weight for every bin; complex+focal, with focal weights
+    (magnitude; all four if not given)."""
 
     threads: tuple[int, ...] = ()
     """Numbers of threads; one and all usable cores if empty."""
 
     variants: tuple[str, ...] = ()
-    """Only these implementations, by name; all if empty. The baseline of the ratios (published-nchw) and the copy are
-    always kept."""
+    """Only these implementations, by name; all if empty. The baseline of the ratios (published-nchw, eager-nchw or
+    forward) and the floor (copy or read) are always kept."""
 
     rounds: int = 15
     """Rounds per configuration; in each, every implementation runs once, in random order."""
@@ -80,8 +97,8 @@ class BenchConfig:
     """Where to measure: cpu or cuda."""
 
     expect_ratio: float | None = None
-    """Exit with status 1 unless skd's forward + backward is at least this many times as fast as the published form in
-    every configuration."""
+    """Exit with status 1 unless skd is at least this many times as fast as the baseline in every configuration
+    (forward + backward; analyze has no such ratio)."""
 
     out: Path | None = None
     """Folder for rows.csv and rows.json, on CUDA also table.md; a new runs/bench-<date> if not given. Nothing is
@@ -104,15 +121,34 @@ class BenchConfig:
             raise ValueError(f"threads={self.threads} contains a number below 1; use positive numbers of threads")
         if self.upstream == 0:
             raise ValueError("upstream=0 makes every gradient zero, which any backward gets right; use another number")
-        for name in ("layouts", "dtypes", "batches"):
+        for name in ("what", "layouts", "dtypes", "batches"):
             if getattr(self, name) == ():
                 raise ValueError(f"{name} is empty; leave it out for the default, or name at least one")
         if any(batch < 1 for batch in self.batches):
             raise ValueError(f"batches={self.batches} contains a number below 1; use positive batches")
+        losses = [name for name in MATCHES if name in self.measured()]
+        if self.match is not None and not any(self.match in MATCHES[name] for name in losses):
+            kind = next(name for name, matches in MATCHES.items() if self.match in matches)
+            raise ValueError(f"match={self.match!r} belongs to what='{kind}', which is not measured here; add it")
+        if self.device == "cuda" and (unknown := [name for name in self.measured() if name not in MATCHES]):
+            raise ValueError(f"what={unknown[0]!r} is measured on the CPU only; on 'cuda' use align and magnitude")
         if self.add and (self.device == "cpu" or self.out is None):
             raise ValueError("add goes on with a measurement on CUDA in a folder; use it with device 'cuda' and out")
         if self.device == "cuda" and (self.threads or self.cache != "mixed" or self.allocator != "recycle"):
             raise ValueError("threads, cache and allocator say how to measure on the CPU; leave them out for 'cuda'")
+
+    def measured(self) -> tuple[str, ...]:
+        """The kinds of :data:`What` that are asked for, in the order they are measured in."""
+        kinds = ("align", "magnitude", "intensity", "analyze")
+        if "all" in self.what:  # on CUDA: all there is
+            return tuple(MATCHES) if self.device == "cuda" else kinds
+        return tuple(kind for kind in kinds if kind in self.what)
+
+    def matches(self, kind: str) -> tuple[str, ...]:
+        """What the losses of a kind compare."""
+        if self.match is None:
+            return {"align": ("complex",), "magnitude": MATCHES["magnitude"]}[kind]
+        return (self.match,) if self.match in MATCHES[kind] else ()
 
     def with_defaults(self) -> "BenchConfig":
         """The same with the layouts and dtypes of the device where none are given."""

@@ -4,38 +4,24 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-import math
-import os
-import platform
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-# A thread that spins at the end of a parallel region takes the processor from the next one's threads when there are as
-# few cores as threads. The OpenMP library reads this when torch is loaded.
-WAIT_POLICY_IN_TIME = "torch" not in sys.modules
-if WAIT_POLICY_IN_TIME:
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from skd.bench import conditions as circumstances  # sets OpenMP's environment, so before torch
 
-import torch  # noqa: E402
+# isort: split
+import torch
 
-from skd import env  # noqa: E402
-from skd.bench import correctness, memory, report, timing  # noqa: E402
-from skd.bench.config import BenchConfig  # noqa: E402
-from skd.bench.report import OK, UNAVAILABLE, WRONG, Group, Result  # noqa: E402
-from skd.bench.spectral_align import (  # noqa: E402
-    COPY,
-    Case,
-    Maps,
-    Run,
-    Shape,
-    Variant,
-    make_maps,
-    select_shapes,
-    select_variants,
-)
-from skd.ops import backends  # noqa: E402
+from skd import env
+from skd.bench import memory, report, summary, tables, timing
+from skd.bench.case import Case, Run, Variant
+from skd.bench.config import BenchConfig
+from skd.bench.plan import Plan, make_plan
+from skd.bench.report import OK, UNAVAILABLE, WRONG, Group, Result
+from skd.ops import backends
 
 
 def run(config: BenchConfig) -> int:
@@ -43,27 +29,24 @@ def run(config: BenchConfig) -> int:
     try:
         config.check()
         config = config.with_defaults()
-        shapes = select_shapes(config.shapes)
-        variants = select_variants(config.variants, config.compile and not config.quick)
+        plan = make_plan(config)
         folder = new_folder(config.out)
     except ValueError as error:
         print(f"skd bench: {error}", file=sys.stderr)
         return 2
     if config.quick:
-        shapes = shapes if config.shapes else shapes[:1]
         config = dataclasses.replace(config, rounds=min(3, config.rounds))
-        shapes = [Shape(s.student, s.teacher, s.height, s.width, max(1, s.batch // 8)) for s in shapes]
     threads = config.threads or tuple(sorted({1, env.usable_cores()}))
-    conditions = _conditions(config)
-    print(_heading(conditions), end="\n\n", flush=True)
+    conditions = circumstances.conditions(config)
+    print(circumstances.heading(conditions), end="\n\n", flush=True)
     try:
-        groups = _measure_all(config, shapes, variants, threads)
-        conditions["load_average_at_end"] = _load_average()
+        groups = _measure_all(config, plan, threads)
+        conditions["load_average_at_end"] = circumstances.load_average()
         written = report.write(folder, groups, conditions)
     except KeyboardInterrupt:
         print("\nskd bench: interrupted; nothing was written", file=sys.stderr)
         return 130
-    print(_closing(groups))
+    print(summary.closing(groups, judge=not config.quick))
     print("rows in " + " and ".join(map(str, written)))
     return _status(config, groups)
 
@@ -71,27 +54,22 @@ def run(config: BenchConfig) -> int:
 # --- Measuring -----------------------------------------------------------------------------------------------------
 
 
-def _measure_all(config: BenchConfig, shapes: list[Shape], variants: list[Variant], threads) -> list[Group]:
-    cases = [
-        Case(shape, layout, dtype, config.match, config.upstream)
-        for shape in shapes
-        for dtype in config.dtypes
-        for layout in config.layouts
-    ]
-    progress = report.Progress(len(cases) * len(threads))
+def _measure_all(config: BenchConfig, plan: Plan, threads: tuple[int, ...]) -> list[Group]:
+    progress = tables.Progress(len(plan) * len(threads))
     flush = timing.CacheFlush(env.last_level_cache_bytes() or 2**25) if config.cache == "cold" else None
     threads_before = torch.get_num_threads()
     groups = []
     try:
-        for case in cases:
-            maps = make_maps(case, config.seed)
-            expected = correctness.truth(case, maps)
+        for case, variants in plan:
+            inputs = case.make_inputs(config.seed)
+            expected = case.truth(inputs)
             for count in threads:
-                progress.begin(f"{case.name}, {count} thread{'s' * (count != 1)}")
+                progress.begin(f"{case.operation} {case.name}, {count} thread{'s' * (count != 1)}")
                 torch.set_num_threads(count)
-                groups.append(measure(case, maps, expected, variants, config, progress, flush))
+                groups.append(measure(case, inputs, expected, variants, config, progress, flush))
                 progress.clear()
-                report.show(groups[-1])
+                tables.show(groups[-1])
+            del inputs, expected
     finally:
         torch.set_num_threads(threads_before)
     return groups
@@ -99,28 +77,26 @@ def _measure_all(config: BenchConfig, shapes: list[Shape], variants: list[Varian
 
 def measure(
     case: Case,
-    maps: Maps,
-    expected: correctness.Truth,
+    inputs: Any,
+    expected: Any,
     variants: list[Variant],
     config: BenchConfig,
-    progress: report.Progress,
+    progress: tables.Progress,
     flush: timing.CacheFlush | None = None,
 ) -> Group:
     """One case with PyTorch's present number of threads. Only variants that are right are timed."""
     threads = torch.get_num_threads()
-    if case.layout == "nchw":  # then this one is the baseline itself
-        variants = [variant for variant in variants if variant.name != "published"]
     results, runs = [], {}
     with compiling_for(threads) if any(v.compiled for v in variants) else contextlib.nullcontext():
         for variant in variants:
             progress.stage(variant.name + (": compiling" if variant.compiled else ": comparing with float64"))
-            ready = Run(variant, case, maps)
+            ready = case.run(variant, inputs)
             result = examine(ready, expected, case)
             results.append(result)
             if result.status == OK:
                 runs[variant.name] = ready
         if config.allocator == "recycle":
-            memory.prefault(_LARGEST_EXTRA * case.floor_bytes("both"))
+            memory.prefault(_LARGEST_EXTRA * case.floor_bytes(case.phases[-1]))
         times = timing.interleaved(
             runs,
             config.rounds,
@@ -138,26 +114,24 @@ def measure(
 _LARGEST_EXTRA = 8
 
 
-def examine(ready: Run, expected: correctness.Truth, case: Case) -> Result:
+def examine(ready: Run, expected: Any, case: Case) -> Result:
     """Whether a variant can run and is right, and what memory it takes; the calls warm it up as well."""
     variant = ready.variant
     if variant.backend is not None and (reason := backends.backends().get(variant.backend)) is not True:
         return Result(variant, UNAVAILABLE, str(reason))
 
     def step():
-        loss = ready.forward()
-        return loss, ready.backward(loss)
+        forward = ready.forward()
+        return forward, ready.backward(forward)
 
     try:
-        loss, gradient = step()
+        forward, backward = step()
     except Exception as error:  # a missing compiler, a kernel that refuses: the others are measured all the same
         return Result(variant, UNAVAILABLE if variant.compiled else WRONG, one_line(error))
-    errors = None
-    if variant.name != COPY:
-        errors = correctness.compare(expected, loss, gradient)
-        if verdict := errors.verdict(case.dtype):
-            return Result(variant, WRONG, verdict, errors)
-    del loss, gradient
+    errors = case.errors(expected, variant, forward, backward)
+    if errors is not None and (verdict := errors.verdict(case.dtype)):
+        return Result(variant, WRONG, verdict, errors)
+    del forward, backward
     return Result(variant, OK, "", errors, memory.peak_tensor_bytes(step), memory.peak_resident_bytes(step))
 
 
@@ -190,104 +164,17 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:200]
 
 
-# --- Conditions ----------------------------------------------------------------------------------------------------
-
-
-def _conditions(config: BenchConfig) -> dict[str, object]:
-    """What the figures depend on; goes into every row."""
-    allocator = "as it is" if config.allocator == "default" else memory.recycle_freed_memory()
-    policy = os.environ.get("OMP_WAIT_POLICY", "not set")
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": env.cpu_model(),
-        "usable_cores": env.usable_cores(),
-        "skd_instruction_set": env.instruction_set(),
-        "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "last_level_cache_bytes": env.last_level_cache_bytes(),
-        **software(),
-        "allocator": allocator,
-        "cache": config.cache,
-        "omp_wait_policy": policy if WAIT_POLICY_IN_TIME else f"{policy} (torch was loaded before it was looked at)",
-        "upstream_gradient": config.upstream,
-        "seed": config.seed,
-        "quick": config.quick,
-        "load_average_at_start": _load_average(),
-    }
-
-
-def software() -> dict[str, object]:
-    """System, versions and commit."""
-    commit = env.git_commit()
-    return {
-        "os": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "skd": env.version(),
-        "commit": commit[0] if commit else None,
-        "uncommitted_changes": commit[1] if commit else None,
-    }
-
-
-def _load_average() -> float | None:
-    """Processes that wanted a processor in the last minute, this one included."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _heading(conditions: dict[str, object]) -> str:
-    """What the conditions are and what the columns mean."""
-    cache = conditions["last_level_cache_bytes"]
-    commit = conditions["commit"]
-    changed = " with uncommitted changes" if conditions["uncommitted_changes"] else ""
-    lines = [
-        f"skd {conditions['skd']}" + (f" at {str(commit)[:12]}{changed}" if commit else ""),
-        f"{conditions['cpu']}, {conditions['usable_cores']} usable cores, "
-        + (f"last-level cache {cache / 2**20:g} MiB" if isinstance(cache, int) else "size of the caches unknown"),
-        f"skd's kernels: {conditions['skd_instruction_set']}; "
-        f"torch {conditions['torch']} uses {conditions['torch_instruction_set']}",
-        f"malloc: {conditions['allocator']}",
-        f"OMP_WAIT_POLICY: {conditions['omp_wait_policy']}",
-        f"caches: {_CACHES[str(conditions['cache'])]}; upstream gradient {conditions['upstream_gradient']}",
-        "x published: speed against the published loss in eager PyTorch on NCHW maps, forward + backward (medians);",
-        "per round: the same as the median of the rounds' ratios; x copy: time over a copy of the least bytes to move;",
-        "extra MB: peak of tensor memory beyond the inputs; forward may include work for the gradient.",
-    ]
-    load = conditions["load_average_at_start"]
-    if isinstance(load, float) and load > 0.5:
-        lines.append(f"NOTE: other programs are running (load average {load}); times will be longer and ratios unsure")
-    return "\n".join(lines)
-
-
-_CACHES = {
-    "mixed": "as the implementation that ran before left them (random order)",
-    "cold": "flushed before every run",
-}
-
-
 # --- The end -------------------------------------------------------------------------------------------------------
 
 
-def _closing(groups: list[Group]) -> str:
-    """The ratios of skd over all configurations, and what is wrong."""
-    lines = []
-    for name in ("skd-cpu", "skd-reference"):
-        ratios = [ratio for group in groups if (ratio := group.ratio(name, "both")) is not None]
-        copies = [factor for group in groups if (factor := group.times_copy(name)) is not None]
-        if ratios:
-            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-            line = f"{name}, forward + backward over {len(ratios)} configurations: {min(ratios):.2f} to "
-            line += f"{max(ratios):.2f} times the published form, geometric mean {mean:.2f}"
-            lines.append(line + (f"; {min(copies):.2f} to {max(copies):.2f} times the copy" if copies else ""))
-    for group in groups:
-        wrong = [result.variant.name for result in group.results if result.status == WRONG]
-        lines += [f"WRONG: {name} on {group.case.name}, {group.threads} threads" for name in wrong]
-    return "\n".join(lines)
-
-
 def _status(config: BenchConfig, groups: list[Group]) -> int:
+    """1 for a wrong result or a ratio that was expected and missed; a missed goal changes nothing."""
     status = 1 if any(result.status == WRONG for group in groups for result in group.results) else 0
     if config.expect_ratio is not None:
         for group in groups:
-            ratio = group.ratio("skd-cpu", "both")
+            if not group.case.yardsticks:  # nothing here is meant to be faster than the baseline
+                continue
+            ratio = group.ratio("skd-cpu", group.headline)
             if ratio is None or ratio < config.expect_ratio:
                 reached = "no ratio" if ratio is None else f"{ratio:.2f}"
                 print(

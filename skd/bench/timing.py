@@ -6,10 +6,9 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from skd.bench import memory
 
@@ -22,11 +21,11 @@ LEAST_ROUNDS = 5
 
 
 class Timed(Protocol):
-    """What can be timed (:class:`skd.bench.spectral_align.Run` is one)."""
+    """What can be timed (every :class:`skd.bench.case.Run` is)."""
 
-    def forward(self) -> Tensor: ...
+    def forward(self) -> Any: ...
 
-    def backward(self, loss: Tensor) -> Tensor: ...
+    def backward(self, forward: Any) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)

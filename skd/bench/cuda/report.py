@@ -12,12 +12,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from skd.bench.case import COPY
 from skd.bench.cuda import goals
 from skd.bench.cuda.sampling import MODES, Times
 from skd.bench.cuda.variants import COPY_GRAPH
 from skd.bench.cuda.workloads import Case, fits_cache
-from skd.bench.report import OK, WRONG, Checked, TimedTogether, csv_text, show_table, write_files
-from skd.bench.spectral_align import BASELINE, COPY
+from skd.bench.pairs import BASELINE
+from skd.bench.report import OK, WRONG, Checked, TimedTogether, csv_text, write_files
+from skd.bench.tables import show_table
 
 
 @dataclasses.dataclass
@@ -55,7 +57,7 @@ ROW_FIELDS = (
     "variant_layout", "cache", "phase", "status", "reason", "samples", "calls_per_sample", "late_samples", "median_ms",
     "p20_ms", "p80_ms", "host_ms", "floor_bytes", "student_bytes", "fits_l2", "gb_per_s", "percent_of_copy",
     "ratio_to_published_nchw", "launches", "extra_bytes", "loss_relative_error", "gradient_relative_l2",
-    "gradient_cosine", "gradient_bias",
+    "gradient_cosine", "gradient_bias", "spectra_relative_error",
 )  # fmt: skip
 """The columns of a measurement; those of the conditions follow. Times are milliseconds per call on the device, GB 1e9
 bytes. ``host_ms`` is what the host takes to put a call into the queue: where it is longer than ``median_ms`` and
@@ -77,7 +79,7 @@ def rows(group: Group) -> list[dict[str, object]]:
             row: dict[str, object] = dict.fromkeys(ROW_FIELDS)
             row |= {
                 "group": group.number,
-                "operation": "spectral_align",
+                "operation": case.operation,
                 "match": case.match,
                 "workload": case.workload,
                 "recipe": case.recipe,
@@ -195,7 +197,7 @@ waited for the host in some samples. A wrong result has no time."""
 
 def markdown(runs: Sequence[dict]) -> str:
     """The page of some runs (``conditions`` and ``rows`` each), with the goals' verdict over all their rows."""
-    lines = ["# spectral_align on CUDA", ""]
+    lines = ["# The losses on CUDA", ""]
     for run in runs:
         conditions = run["conditions"]
         changed = " with uncommitted changes" if conditions.get("uncommitted_changes") else ""

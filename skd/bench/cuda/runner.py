@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 
 from skd import env
+from skd.bench import conditions as circumstances
 from skd.bench import correctness
 from skd.bench import runner as cpu
+from skd.bench.case import fits
 from skd.bench.config import BenchConfig
 from skd.bench.cuda import goals, report, sampling
 from skd.bench.cuda.device import Device, Failed, open_device
@@ -23,7 +25,9 @@ from skd.bench.cuda.report import Group, Result
 from skd.bench.cuda.sampling import Subject
 from skd.bench.cuda.variants import Run, Variant, select_variants
 from skd.bench.cuda.workloads import Case, Inputs, make_inputs, number_of_sets, select_cases, with_batch, worth
-from skd.bench.report import OK, UNAVAILABLE, WRONG, Progress
+from skd.bench.pairs import BASELINE
+from skd.bench.report import OK, UNAVAILABLE, WRONG
+from skd.bench.tables import Progress
 from skd.ops import backends
 
 
@@ -100,7 +104,7 @@ def without_what_is_there(steps: list[Step], runs: list[dict]) -> list[Step]:
     }
 
     def is_there(case: Case, variant: Variant) -> bool:
-        if variant.name == "published" and case.layout == "nchw":
+        if not fits(variant, case):
             return True
         return (case.workload, case.layout, case.dtype, case.match, variant.name) in there
 
@@ -145,8 +149,7 @@ def measure(
     Raises:
         Failed: the device has failed.
     """
-    if case.layout == "nchw":  # then this one is the baseline itself
-        variants = [variant for variant in variants if variant.name != "published"]
+    variants = [variant for variant in variants if fits(variant, case)]
     results, subjects = [], {}
     compiles = any(variant.compiled for variant in variants)
     with cpu.compiling_for(torch.get_num_threads()) if compiles else contextlib.nullcontext():
@@ -197,6 +200,12 @@ def truth(case: Case, inputs: Inputs, device: Device) -> Truth:
     return correctness.truth_of_layers(maps.students, maps.teachers, case.match, upstream)
 
 
+def spectra_in_float64(inputs: Inputs) -> list[torch.Tensor]:
+    """The pooled magnitudes of the first set of maps, the student's and the teacher's of each layer in turn."""
+    pairs = zip(inputs.sets[0].students, inputs.sets[0].teachers, strict=True)
+    return [x for student, teacher in pairs for x in correctness.pooled_spectra(student, teacher)]
+
+
 def examine(
     variant: Variant, case: Case, inputs: Inputs, expected: Truth, device: Device
 ) -> tuple[Result, Subject | None]:
@@ -219,6 +228,10 @@ def examine(
         device.synchronize()
         if not variant.is_copy:
             errors = correctness.compare_layers(expected, loss, gradients)
+            if (spectra := run.spectra()) is not None:
+                worst = correctness.compare_spectra(spectra_in_float64(inputs), spectra).worst
+                errors = dataclasses.replace(errors, spectra=worst)
+            del spectra
         del loss, gradients
         verdict = "" if errors is None else errors.verdict(case.dtype)
         if not verdict:
@@ -287,7 +300,7 @@ def _failed(variant: Variant, error: Exception, device: Device) -> Result:
 
 def _conditions(config: BenchConfig, device: Device) -> dict[str, object]:
     """What the figures depend on; goes into every row."""
-    software = cpu.software()
+    software = circumstances.software()
     # A copy of a tree without its repository can be told what it is a copy of.
     software["commit"] = software["commit"] or os.environ.get("SKD_COMMIT") or None
     return {
@@ -346,7 +359,7 @@ def _status(config: BenchConfig, groups: list[Group]) -> int:
     status = 1 if any(result.status == WRONG for group in groups for result in group.results) else 0
     if config.expect_ratio is not None:
         for group in groups:
-            baseline, ours = (group.median(name, "cold", "both") for name in ("published-nchw", "skd-cuda"))
+            baseline, ours = (group.median(name, "cold", "both") for name in (BASELINE, "skd-cuda"))
             ratio = None if baseline is None or ours is None else baseline / ours
             if ratio is None or ratio < config.expect_ratio:
                 reached = "no ratio" if ratio is None else f"{ratio:.2f}"

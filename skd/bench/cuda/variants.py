@@ -6,16 +6,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from skd.bench import spectral_align
+from skd.bench import case as cases
+from skd.bench.case import COPY, select_from
+from skd.bench.config import MATCHES
 from skd.bench.cuda.device import Device
 from skd.bench.cuda.workloads import Case, Inputs, Maps
-from skd.bench.spectral_align import BASELINE, CLOSED_FORM, COPY, PUBLISHED, plain_loss, select_from, skd_loss
+from skd.bench.objectives import closed_form, plain_loss, published, skd_loss
+from skd.bench.pairs import BASELINE
 
 COPY_GRAPH = f"{COPY}-graph"
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant(spectral_align.Variant):
+class Variant(cases.Variant):
     """One implementation.
 
     Attributes:
@@ -31,8 +34,10 @@ class Variant(spectral_align.Variant):
         return self.build is None
 
 
+_NO_TRANSFORM, _TRANSFORM = MATCHES["align"], MATCHES["magnitude"]
+
 VARIANTS = (
-    Variant(BASELINE, plain_loss(PUBLISHED), nchw=True, first=True),
+    Variant(BASELINE, plain_loss(published), nchw=True, first=True),
     Variant(COPY, None, first=True),
     Variant(COPY_GRAPH, None, graph=True, first=True),
     Variant("skd-cuda", skd_loss("cuda"), backend="cuda", first=True),
@@ -40,21 +45,25 @@ VARIANTS = (
     Variant("skd-triton", skd_loss("triton"), backend="triton", first=True),
     Variant("skd-triton-graph", skd_loss("triton"), backend="triton", graph=True, first=True),
     Variant("skd-reference", skd_loss("reference"), backend="reference"),
-    Variant("published", plain_loss(PUBLISHED)),
-    Variant("published-nchw-graph", plain_loss(PUBLISHED), nchw=True, graph=True),
-    Variant("closed-form", plain_loss(CLOSED_FORM)),
-    Variant("closed-form-graph", plain_loss(CLOSED_FORM), graph=True),
-    Variant("closed-form-compile", plain_loss(CLOSED_FORM, compiled=True), compiled=True),
-    Variant("closed-form-compile-graph", plain_loss(CLOSED_FORM, compiled=True), compiled=True, graph=True),
-    Variant("published-compile", plain_loss(PUBLISHED, compiled=True), compiled=True),
+    Variant("published", plain_loss(published)),
+    Variant("published-nchw-graph", plain_loss(published), nchw=True, graph=True),
+    Variant("closed-form", plain_loss(closed_form), only=_NO_TRANSFORM),
+    Variant("closed-form-graph", plain_loss(closed_form), graph=True, only=_NO_TRANSFORM),
+    Variant("closed-form-compile", plain_loss(closed_form, True), compiled=True, only=_NO_TRANSFORM),
+    Variant("closed-form-compile-graph", plain_loss(closed_form, True), compiled=True, graph=True, only=_NO_TRANSFORM),
+    Variant("published-compile", plain_loss(published, compiled=True), compiled=True),
+    *(
+        Variant(f"skd-{name}-spectra", skd_loss(name, spectra=True), backend=name, only=_TRANSFORM)
+        for name in ("cuda", "triton")
+    ),
 )
 """Every implementation that is measured.
 
 ``published-nchw``: the published form on contiguous NCHW maps, the baseline. ``published``, ``closed-form``: the plain
 forms of :mod:`skd.reference` in eager PyTorch, layer by layer, on maps of the case's memory orders; ``-compile``: the
 same under ``torch.compile``, all layers in one graph. ``skd-...``: :func:`skd.spectral_loss` with that backend.
-``-graph``: captured and replayed. ``copy``: the floor, a fresh copy of half of the bytes to move, read once and written
-once.
+``-graph``: captured and replayed; ``-spectra``: with ``return_spectra``, for the losses that take a transform.
+``copy``: the floor, a fresh copy of half of the bytes to move, read once and written once.
 """
 
 ALWAYS = (BASELINE, COPY, COPY_GRAPH)
@@ -93,7 +102,15 @@ class Run:
         maps = self._sets[index]
         # Leaves of this very call: in a graph's capture autograd would wait for the stream an older leaf was made on.
         students = [s.detach().requires_grad_() for s in maps.students] if self.variant.graph else maps.students
-        return self._loss(students, maps.teachers), students
+        loss = self._loss(students, maps.teachers)
+        return loss if isinstance(loss, Tensor) else loss[0], students
+
+    def spectra(self) -> list[Tensor] | None:
+        """The pooled spectra of the first set, student's and teacher's in turn; None if it has none."""
+        if self.variant.is_copy:
+            return None
+        result = self._loss(self._sets[0].students, self._sets[0].teachers)
+        return None if isinstance(result, Tensor) else [x for pair in result[1] for x in pair]
 
     def backward(self, forward: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
         """The gradients of the student maps, asked for where a model's own backward would take them over."""

@@ -1,13 +1,17 @@
 """What is measured on CUDA: single shapes and whole recipes, their inputs, and the order of their worth."""
 
 import dataclasses
+import itertools
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from skd.bench.config import BenchConfig
-from skd.bench.spectral_align import Shape, lay_out, select_shapes, split_layout
+from skd.bench.maps import Shape, lay_out, select_shapes, split_layout
+from skd.bench.objectives import OBJECTIVES
+from skd.bench.pairs import BASELINE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +34,19 @@ class Case:
     upstream: float = 1.0
     recipe: bool = False
 
+    baseline: ClassVar = BASELINE
+
     @property
     def name(self) -> str:
         return f"{self.workload}, {self.layout}, {self.dtype}, {self.match}"
+
+    @property
+    def kind(self) -> str:
+        return self.match
+
+    @property
+    def operation(self) -> str:
+        return "fourier_align" if OBJECTIVES[self.match].has_transform else "spectral_align"
 
     @property
     def layout(self) -> str:
@@ -57,7 +71,7 @@ class Case:
         return self.torch_dtype.itemsize * sum(s.batch * s.teacher * s.height * s.width for s in self.layers)
 
     def floor_bytes(self, phase: str) -> int:
-        """The least traffic of a phase (see :mod:`skd.bench.spectral_align`)."""
+        """The least traffic of a phase (see :mod:`skd.bench.pairs`)."""
         read, written = self.student_bytes + self.teacher_bytes, self.student_bytes
         return {"forward": read, "backward": written, "both": read + written}[phase]
 
@@ -128,9 +142,10 @@ def select_cases(config: BenchConfig) -> list[Case]:
     if not config.shapes:
         chosen = list(known.values())
     cases = []
-    for recipe, shape in chosen:
+    matches = [match for kind in config.measured() for match in config.matches(kind)]
+    for (recipe, shape), match in itertools.product(chosen, matches):
         for dtype in config.dtypes:
-            options = {"dtype": dtype, "match": config.match, "upstream": config.upstream}
+            options = {"dtype": dtype, "match": match, "upstream": config.upstream}
             if recipe is not None:
                 layers = tuple(Shape(*layer, shape.batch) for layer in recipe.layers)
                 name = f"{recipe.name} B{shape.batch}"
