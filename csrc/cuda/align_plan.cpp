@@ -4,41 +4,12 @@
 #include <limits>
 #include <stdexcept>
 
+#include "cuda/tile_layout.h"
+
 namespace skd {
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-
-// At most `most` at a time, in parts of about one size that are multiples of `unit` if there is room for one.
-int64_t evenly(int64_t n, int64_t most, int64_t unit) {
-  most = std::max<int64_t>(1, std::min(n, most));
-  if (most >= unit && most < n) most = most / unit * unit;
-  const int64_t even = round_up(divide_up(n, divide_up(n, most)), unit);
-  return even <= most ? even : most;
-}
-
-Order order_of(const Map& map) {
-  const int64_t *n = map.shape, *s = map.stride;
-  const bool positions_evenly_spaced = n[2] == 1 || n[3] == 1 || s[2] == n[3] * s[3];
-  if (n[1] >= 8 && s[1] == 1 && positions_evenly_spaced) return Order::channels;
-  const bool rows_contiguous = n[3] == 1 || s[3] == 1;
-  const bool plane_contiguous = n[2] == 1 || s[2] == n[3];
-  return rows_contiguous && plane_contiguous ? Order::planes : Order::any;
-}
-
-// Bytes between positions that follow each other.
-int64_t position_stride(const Map& map) {
-  return (map.shape[3] > 1 ? map.stride[3] : map.stride[2]) * bytes_of(map.dtype);
-}
-
-bool planes_adjoin(const Map& map) { return map.shape[1] == 1 || map.stride[1] == map.shape[2] * map.shape[3]; }
-
-// Whether stretches that follow each other begin at one remainder of 16 bytes, as 16-byte pieces need.
-bool stretches_alike(const Map& map, Order order) {
-  const int64_t stride = order == Order::channels ? position_stride(map) : map.stride[1] * int64_t(bytes_of(map.dtype));
-  return stride % 16 == 0;
-}
+using namespace layout;
 
 // A tile's part of one map: its stretches, and the bytes that it takes in shared memory, or -1 where it cannot be
 // fetched in 16-byte pieces.
@@ -53,16 +24,9 @@ int64_t lay_out(DeviceMap& part, const Map& map, int64_t channels, const DeviceL
     count = channels, length = positions * size;
   }
   if (count > 1 && !stretches_alike(map, part.order)) return -1;
-  part.lanes_log2 = 0;
-  while (part.lanes_log2 < 7 && (16 << part.lanes_log2) < length) ++part.lanes_log2;
-  part.pitch = 0;
-  if (count == 1) return round_up(length + 16, 16);
   // Threads of a row side by side, and rows of neighbouring channels, meet different banks.
-  int64_t pitch = round_up(length, 16);
   const int64_t remainder = part.order == Order::channels && layer.lanes == 2 ? 64 : 16;
-  while (pitch % 128 != remainder) pitch += 16;
-  part.pitch = int(pitch);
-  return count * pitch + 16;
+  return lay_out_stretches(part, count, length, pitch_of(length, remainder));
 }
 
 // Shared memory of a tile of the layer's present size, or -1 where a part cannot be fetched in 16-byte pieces.
@@ -117,25 +81,11 @@ bool plan_tiles(DeviceLayer& layer, const AlignArguments& from) {
   return false;
 }
 
-DeviceMap device_map(const Map& map) {
-  DeviceMap part{};
-  part.data = map.data;
-  part.dtype = map.dtype;
-  part.order = map.data == nullptr ? Order::any : order_of(map);
-  std::copy(map.stride, map.stride + 4, part.stride);
-  return part;
-}
-
 // Threads that share a row, an even number. Planes have no padding between rows: as many lanes as the largest power of
 // two in the width read rows that follow each other from different banks.
 int lanes_of(int columns, bool planes) {
   if (planes && columns % 2 == 0) return std::min(32, columns & -columns);
   return columns <= 16 ? 2 : 8;
-}
-
-int as_int(int64_t n) {
-  if (n > std::numeric_limits<int>::max() / 2) throw std::invalid_argument("a dimension of a map exceeds 2^30 - 1");
-  return int(n);
 }
 
 DeviceLayer plan_layer(const AlignArguments& from) {

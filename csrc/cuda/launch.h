@@ -26,6 +26,17 @@ void run(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared_byt
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "launching a kernel");
 }
 
+// What a block may have on every architecture since sm_80; beyond 48 KB a kernel has to ask for it.
+constexpr int kMostSharedBytes = 96 << 10;
+
+template <class Kernel>
+void allow_shared_memory(Kernel* kernel, int shared_bytes) {
+  if (shared_bytes <= 48 << 10) return;
+  // Always the most: another thread may be about to launch the same kernel with another size.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostSharedBytes),
+        "asking for shared memory");
+}
+
 // Makes a device the current one, and the one before afterwards.
 class DeviceGuard {
  public:

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/bind_layers.h"
+#include "cuda/bind_spectra.h"
 #include "cuda/launch.h"
 #include "cuda/spectral_align.h"
 
@@ -117,6 +118,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("device_type") = "cuda";
 #endif
   bind_layers(m);
+  bind_spectra(m);
   m.def("obstacle", &obstacle, py::arg("device"), "Why a device cannot run the kernels, or an empty string.");
   py::class_<AlignPlan>(m, "AlignPlan", "The launches of one call of spectral_align.")
       .def(py::init<const std::vector<AlignArguments>&, bool>(), py::arg("layers"), py::arg("reduce"))

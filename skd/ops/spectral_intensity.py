@@ -105,8 +105,14 @@ def _run_cuda(x: Tensor, axis: str, scale: float, out: Tensor) -> None:
         plan.launch(workspace.data_ptr(), device, stream)
 
 
+def _run_triton(x: Tensor, axis: str, scale: float, out: Tensor) -> None:
+    from skd.kernels import spectral_intensity as kernel
+
+    kernel.run(x, axis, scale, out)
+
+
 # Each fills `out`, [B, *bins] in float32 or, for a float64 map, float64.
-IMPLEMENTATIONS = {"cuda": _run_cuda, "cpu": _run_cpu, "reference": _run_reference}
+IMPLEMENTATIONS = {"cuda": _run_cuda, "triton": _run_triton, "cpu": _run_cpu, "reference": _run_reference}
 
 
 torch.library.define("skd::spectral_intensity", "(Tensor x, str axis, float scale, str? backend) -> Tensor")
