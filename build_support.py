@@ -242,12 +242,24 @@ def cuda_archs(env: Mapping[str, str], nvcc_version: tuple[int, int]) -> list[tu
 
 
 def arch_flags(archs: Iterable[tuple[int, str, bool]]) -> list[str]:
-    """The -gencode flags of nvcc for these architectures."""
+    """The -gencode flags of nvcc for these architectures.
+
+    The kernels use nothing that only a later architecture has, so all with plain numbers go through the front end once,
+    as the humblest of them, which takes most of the time; its PTX runs on whatever comes after any of them.
+    """
+    archs = list(archs)
+    plain = [(number, ptx) for number, suffix, ptx in archs if not suffix]
     flags = []
+    if plain:
+        least = min(number for number, _ in plain)
+        code = [f"sm_{number}" for number, _ in plain]
+        code += [f"compute_{least}"] if any(ptx for _, ptx in plain) else []
+        flags += ["-gencode", f"arch=compute_{least},code=[{','.join(code)}]"]
     for number, suffix, ptx in archs:
         name = f"{number}{suffix}"
-        flags += ["-gencode", f"arch=compute_{name},code=sm_{name}"]
-        if ptx:
+        if suffix:
+            flags += ["-gencode", f"arch=compute_{name},code=sm_{name}"]
+        if suffix and ptx:
             flags += ["-gencode", f"arch=compute_{name},code=compute_{name}"]
     return flags
 

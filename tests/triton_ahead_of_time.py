@@ -114,3 +114,51 @@ def compile_scale(architecture: int, dtype: torch.dtype, in_place: bool, number:
     output = stored if in_place else torch.empty_like(stored)
     (launch,) = scale_gradients.launches([stored], [output], torch.empty(1), [1.0])
     return launch[0].fn.__name__, compile_launch(architecture, *launch)
+
+
+# --- The Fourier operations ---
+
+
+def make_fourier_layer(orders, channels, size, dtypes, match="magnitude", focal=None, everything=False) -> dict:
+    """As :func:`make_layer`, for fourier_align; `everything`: with bands and pooled spectra."""
+    maps = [make_map(o, 4, c, *size, d) for o, c, d in zip(orders, channels, dtypes, strict=True)]
+    bins = (size[0], size[1] // 2 + 1)
+    return {
+        "student": maps[0],
+        "teacher": maps[1],
+        "gradient": torch.empty_like(maps[0], dtype=stored_dtype(*maps)),
+        "spectra": torch.empty(2, *bins) if everything else None,
+        "bands": torch.empty(bins) if everything else None,
+        "match": match,
+        "inner_weight": 1.0,
+        "focal": focal,
+        "loss_scale": 0.5,
+        "gradient_scale": 0.5,
+    }
+
+
+def compile_fourier(
+    architecture: int, orders, channels, size, dtypes, match="magnitude", focal=None, everything=False, precision="ieee"
+) -> list[tuple[str, MachineCode]]:
+    """Name and code of every kernel that a layer of fourier_align launches, each once."""
+    from skd.kernels import fourier_align
+
+    fourier_align.PRECISION = precision
+    layer = make_fourier_layer(orders, channels, size, dtypes, match, focal, everything)
+    return _compile_each(architecture, fourier_align.launches([layer], torch.empty(1)))
+
+
+def compile_intensity(architecture: int, order, shape, axis, dtype) -> list[tuple[str, MachineCode]]:
+    """The same for a map of spectral_intensity."""
+    from skd.kernels import spectral_intensity
+
+    x = make_map(order, 4, *shape, dtype)
+    bins = (shape[0] // 2 + 1,) if axis == "channel" else (shape[1], shape[2] // 2 + 1)
+    return _compile_each(architecture, spectral_intensity.launches(x, axis, 1.0, torch.empty(4, *bins)))
+
+
+def _compile_each(architecture: int, launches: list[tuple]) -> list[tuple[str, MachineCode]]:
+    distinct = {}
+    for kernel, programs, arguments, options in launches:
+        distinct.setdefault((kernel.fn.__name__, repr(options)), (kernel, programs, arguments, options))
+    return [(name, compile_launch(architecture, *launch)) for (name, _), launch in distinct.items()]

@@ -184,11 +184,12 @@ class TestArchs:
         assert _names(support.cuda_archs({"SKD_CUDA_ARCHS": "130"}, (14, 0))) == "130"
 
     def test_flags(self, support):
-        assert support.arch_flags([(80, "", False), (90, "a", True)]) == [
-            *("-gencode", "arch=compute_80,code=sm_80"),
+        assert support.arch_flags([(86, "", False), (80, "", False), (90, "a", True)]) == [
+            *("-gencode", "arch=compute_80,code=[sm_86,sm_80]"),
             *("-gencode", "arch=compute_90a,code=sm_90a"),
             *("-gencode", "arch=compute_90a,code=compute_90a"),
         ]
+        assert support.arch_flags([(90, "", True)]) == ["-gencode", "arch=compute_90,code=[sm_90,compute_90]"]
 
 
 # --- Obstacles ---------------------------------------------------------------------------------------------------
@@ -284,7 +285,7 @@ class TestCommands:
     def test_nvcc(self, support):
         compile_, link = support.nvcc_commands(["nvcc"], ["/bin/g++"], ["csrc"], [(90, "", True)])
         assert compile_[:3] == link[:3] == ["nvcc", "-ccbin", "/bin/g++"]
-        assert "arch=compute_90,code=compute_90" in compile_
+        assert "arch=compute_90,code=[sm_90,compute_90]" in compile_
         for command in (compile_, link):
             assert command[command.index("-cudart") + 1] == "static"
         assert "-ccbin" not in support.nvcc_commands(["nvcc"], ["ccache", "g++"], [], [])[0]
