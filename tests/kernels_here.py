@@ -29,7 +29,7 @@ def each_with_kernels(cases: list) -> list:
     best = next((name for name in kernels() if name.startswith("cpu:")), None)
     chosen = []
     for kernel in kernels():
-        share = 8 if kernel == "reference" else 3 if kernel.startswith("cpu:") and kernel != best else 1
+        share = 16 if kernel == "reference" else 8 if kernel.startswith("cpu:") and kernel != best else 1
         chosen += [
             pytest.param(kernel, case, id=f"{kernel}-{case}")
             for case in cases
