@@ -90,6 +90,16 @@ def _load_bin(at, mask):
     return tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0)
 
 
+@triton.jit
+def _load_pair(at, apart, mask, MATCH: tl.constexpr):
+    """A bin of the student's spectrum, or of the difference's, and of the teacher's where that is compared with."""
+    s_re, s_im = _load_bin(at, mask)
+    t_re, t_im = s_re, s_im
+    if MATCH != "complex":
+        t_re, t_im = _load_bin(at + apart, mask)
+    return s_re, s_im, t_re, t_im
+
+
 @triton.jit(do_not_specialize=["planes", "bins", "row_bins", "columns"])
 def compare_kernel(
     spectra, bands, partials, planes, bins, row_bins, columns, inner_weight, focal, loss_scale,
@@ -106,19 +116,13 @@ def compare_kernel(
             most = tl.zeros([BLOCK], tl.float32)
             for start in range(0, bins, BLOCK):
                 i = start + tl.arange(0, BLOCK)
-                s_re, s_im = _load_bin(s_at + i * 2, i < bins)
-                t_re, t_im = s_re, s_im
-                if MATCH != "complex":
-                    t_re, t_im = _load_bin(s_at + apart + i * 2, i < bins)
+                s_re, s_im, t_re, t_im = _load_pair(s_at + i * 2, apart, i < bins, MATCH)
                 squared, _, _ = compare_bins(s_re, s_im, t_re, t_im, MATCH)
                 most = tl.maximum(most, squared)
             largest = tl.max(most)
         for start in range(0, bins, BLOCK):
             i = start + tl.arange(0, BLOCK)
-            s_re, s_im = _load_bin(s_at + i * 2, i < bins)
-            t_re, t_im = s_re, s_im
-            if MATCH != "complex":
-                t_re, t_im = _load_bin(s_at + apart + i * 2, i < bins)
+            s_re, s_im, t_re, t_im = _load_pair(s_at + i * 2, apart, i < bins, MATCH)
             squared, g_re, g_im = compare_bins(s_re, s_im, t_re, t_im, MATCH)
             weight = tl.full([BLOCK], 1.0, tl.float32)
             if INNER:

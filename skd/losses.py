@@ -9,12 +9,12 @@ from torch import Tensor
 
 from skd.ops import backends
 from skd.ops.fourier_align import MATCHES, fourier_align
+from skd.ops.maps import check_map
 from skd.ops.paired_maps import TEACHER_REQUIRES_GRAD, losses_dtype
 from skd.ops.spectral_align import MATCHES as CLOSED_FORMS
 from skd.ops.spectral_align import spectral_align
 
 REDUCTIONS = ("mean", "sum", "none")
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def spectral_loss(
@@ -103,21 +103,17 @@ class SpectralLoss(torch.nn.Module):
         self.reduction = reduction
         self.return_spectra = return_spectra
         self.backend = backend
-        self._bands = 0  # how many, or None for one tensor that serves all layers
-        if isinstance(bands, Tensor):
-            self._bands = None
-            self.register_buffer("bands_0", bands.detach().clone(), persistent=False)
-        elif bands is not None:
-            self._bands = len(bands)
-            for layer, weights_of_layer in enumerate(bands):
-                self.register_buffer(f"bands_{layer}", weights_of_layer.detach().clone(), persistent=False)
+        self._one_for_all = isinstance(bands, Tensor)
+        given = [bands] if self._one_for_all else bands or []
+        self._bands = [f"bands_{layer}" for layer in range(len(given))]
+        for name, weights_of_layer in zip(self._bands, given, strict=True):
+            self.register_buffer(name, weights_of_layer.detach().clone(), persistent=False)
 
     @property
     def bands(self) -> Tensor | list[Tensor] | None:
         """The weights of the bins as given, on the module's device."""
-        if self._bands is None:
-            return self.bands_0
-        return [getattr(self, f"bands_{layer}") for layer in range(self._bands)] or None
+        tensors = [getattr(self, name) for name in self._bands]
+        return tensors[0] if self._one_for_all else tensors or None
 
     def forward(
         self, student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor]
@@ -144,9 +140,10 @@ class SpectralLoss(torch.nn.Module):
         return _align(student, teacher, *options)
 
     def extra_repr(self) -> str:
+        bands = f"{len(self._bands)} layers" if self._bands else None
         options = {
             "weights": self.weights,
-            "bands": {0: None, None: "one for all layers"}.get(self._bands, f"{self._bands} layers"),
+            "bands": "one for all layers" if self._one_for_all else bands,
             "focal": self.focal,
             "return_spectra": self.return_spectra or None,
             "backend": self.backend,
@@ -255,12 +252,6 @@ def _shape_mismatch(s: tuple, t: tuple) -> str:
 
 
 def _check_map(role: str, index: int, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{role} map {index} is a {type(x).__name__}; give a Tensor [B, C, H, W]")
-    if x.dtype not in _FLOATING:
-        raise TypeError(f"{role} map {index} is {x.dtype}; convert it to float32, float64, bfloat16 or float16")
-    if x.ndim != 4:
-        hint = "; skd.tokens_to_map turns tokens [B, N, C] into a map" if x.ndim == 3 else ""
-        raise ValueError(f"{role} map {index} has shape {tuple(x.shape)}; give [B, C, H, W]{hint}")
+    check_map(f"{role} map {index}", x)
     if 0 in x.shape[1:]:
         raise ValueError(f"{role} map {index} has shape {tuple(x.shape)}; only the batch may be empty")

@@ -22,7 +22,7 @@ def choose_layers(
         The choice, and lines that say what was chosen and why.
     """
     student_ids, teacher_ids = pair_layers(len(student_layers), teacher, k)
-    ranked = sorted(range(len(teacher)), key=lambda layer: -teacher.layer_intensity[layer].item())
+    ranked = teacher.ranked()
     images = f"{teacher.images} images{f' ({teacher.data})' if teacher.data else ''}"
     reasons = [
         f"Of the {len(teacher)} layers of teacher {teacher.title} these {k} have the greatest mean spectral intensity",

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from skd.files import replacing
 
+LAYERS_FILE = "layers.yaml"
+"""What it is called in a folder of results."""
+
 _LISTS = ("student_layers", "teacher_layers")
 _KEYS = ("student", "teacher", *_LISTS)
 _HEAD = """\

@@ -59,6 +59,10 @@ class SpectralProfile:
     def __len__(self) -> int:
         return len(self.layers)
 
+    def ranked(self) -> list[int]:
+        """Indices of all layers, the one of greatest ``layer_intensity`` first; of equal ones the earlier."""
+        return torch.sort(self.layer_intensity, descending=True, stable=True).indices.tolist()
+
     def hottest(self, k: int) -> list[int]:
         """Indices of the k layers of greatest ``layer_intensity``, ascending; of equal ones the earlier.
 
@@ -67,7 +71,7 @@ class SpectralProfile:
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(self):
             raise ValueError(f"k={k!r} layers cannot be chosen: {self.title} has {len(self)}; give k from 1 to that")
-        return sorted(torch.sort(self.layer_intensity, descending=True, stable=True).indices[:k].tolist())
+        return sorted(self.ranked()[:k])
 
     def plot(self, path: str | Path, *others: "SpectralProfile", kind: str = "both", chosen: Sequence[int] = ()):
         """Draw intensity over depth and over frequency as a PNG, beside the profiles ``others``, two at most.

@@ -43,8 +43,44 @@ class PairTruth(Truth):
     focal_frequency: Truth | None = None
 
 
+class LossCase:
+    """What cases of a loss have in common, on the CPU and on CUDA: all that their match, dtype and bytes say."""
+
+    match: str
+    dtype: str
+    upstream: float
+    student_bytes: int
+    teacher_bytes: int
+
+    baseline: ClassVar = BASELINE
+
+    @property
+    def operation(self) -> str:
+        return "fourier_align" if OBJECTIVES[self.match].has_transform else "spectral_align"
+
+    @property
+    def kind(self) -> str:
+        return self.match
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def floor_bytes(self, phase: str) -> int:
+        """The least traffic of ``forward``, ``backward`` or ``both``, in bytes (see the module's text)."""
+        read, written = self.student_bytes + self.teacher_bytes, self.student_bytes
+        return {"forward": read, "backward": written, "both": read + written}[phase]
+
+    def upstream_gradient(self) -> Tensor:
+        """What arrives at the loss in backward.
+
+        float16 gets a gradient scaler's factor, 2**16, without which its gradients are below the least float16 number.
+        """
+        return torch.tensor(self.upstream * (65536.0 if self.dtype == "float16" else 1.0))
+
+
 @dataclasses.dataclass(frozen=True)
-class PairCase:
+class PairCase(LossCase):
     """One configuration of inputs of a loss; see :class:`skd.bench.case.Case`."""
 
     shape: Shape
@@ -54,16 +90,7 @@ class PairCase:
     upstream: float = 1.0
 
     phases: ClassVar = PHASES
-    baseline: ClassVar = BASELINE
     floor: ClassVar = COPY
-
-    @property
-    def operation(self) -> str:
-        return "fourier_align" if OBJECTIVES[self.match].has_transform else "spectral_align"
-
-    @property
-    def kind(self) -> str:
-        return self.match
 
     @property
     def name(self) -> str:
@@ -90,10 +117,6 @@ class PairCase:
         }
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
-
-    @property
     def student_bytes(self) -> int:
         shape = self.shape
         return shape.batch * shape.student * shape.height * shape.width * self.torch_dtype.itemsize
@@ -101,18 +124,6 @@ class PairCase:
     @property
     def teacher_bytes(self) -> int:
         return self.student_bytes // self.shape.student * self.shape.teacher
-
-    def floor_bytes(self, phase: str) -> int:
-        """The least traffic of ``forward``, ``backward`` or ``both``, in bytes (see the module's text)."""
-        read, written = self.student_bytes + self.teacher_bytes, self.student_bytes
-        return {"forward": read, "backward": written, "both": read + written}[phase]
-
-    def upstream_gradient(self) -> Tensor:
-        """What arrives at the loss in backward.
-
-        float16 gets a gradient scaler's factor, 2**16, without which its gradients are below the least float16 number.
-        """
-        return torch.tensor(self.upstream * (65536.0 if self.dtype == "float16" else 1.0))
 
     def make_inputs(self, seed: int = 0) -> Maps:
         shape = self.shape

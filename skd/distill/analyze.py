@@ -13,7 +13,7 @@ from timm.utils import random_seed
 from torch import nn
 
 from skd.analysis.choice import choose_layers
-from skd.analysis.layers_file import write_layers
+from skd.analysis.layers_file import LAYERS_FILE, write_layers
 from skd.analysis.measure import analyze
 from skd.analysis.plots import MOST_PROFILES
 from skd.analysis.profile import SpectralProfile
@@ -26,7 +26,6 @@ from skd.distill.prepare import find_device
 from skd.distill.run_folder import RunFolder
 
 DIGITS_MODELS = {digits.TEACHER_NAME: digits.TEACHER, digits.STUDENT_NAME: digits.STUDENT}
-LAYERS_FILE = "layers.yaml"
 
 
 def run(config: AnalyzeConfig, console: Console | None = None) -> int:

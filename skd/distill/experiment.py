@@ -16,7 +16,7 @@ from timm.utils import random_seed
 from torch import nn
 
 import skd
-from skd.analysis.layers_file import write_layers
+from skd.analysis.layers_file import LAYERS_FILE, write_layers
 from skd.distill import curves, layer_choice, report
 from skd.distill.arms import Arm, make_arms
 from skd.distill.config import DistillConfig
@@ -27,7 +27,6 @@ from skd.files import replacing
 
 STUDENT_FILE = "student.safetensors"
 TEACHER_FILE = "teacher.safetensors"
-LAYERS_FILE = "layers.yaml"
 INTERRUPTED = 128 + signal.SIGINT
 _PASS_COST = 50_000  # in parameters
 METRICS = ("arm", "seed", *EpochResult.__dataclass_fields__)

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from skd import reference
 from skd.ops import backends, extensions
+from skd.ops.maps import check_map
 
 AXES = ("channel", "space")
 NORMS = ("forward", "ortho", "backward")
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def spectral_intensity(
@@ -62,15 +62,7 @@ def intensity_per_image(
 
 
 def _check(x: Tensor, axis: str, norm: str) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"spectral_intensity takes a Tensor [B, C, H, W], not a {type(x).__name__}")
-    if x.dtype not in _FLOATING:
-        raise TypeError(
-            f"spectral_intensity got a map of {x.dtype}; convert it to float32, float64, bfloat16 or float16"
-        )
-    if x.ndim != 4:
-        hint = "; skd.tokens_to_map turns tokens [B, N, C] into a map" if x.ndim == 3 else ""
-        raise ValueError(f"spectral_intensity takes a map [B, C, H, W]; got shape {tuple(x.shape)}{hint}")
+    check_map("the map of spectral_intensity", x)
     if x.numel() == 0:
         raise ValueError(f"the map {tuple(x.shape)} has no numbers; a mean over them does not exist")
     if axis not in AXES:

@@ -3,19 +3,17 @@
 import dataclasses
 import itertools
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from skd.bench.config import BenchConfig
 from skd.bench.maps import Shape, lay_out, select_shapes, split_layout
-from skd.bench.objectives import OBJECTIVES
-from skd.bench.pairs import BASELINE
+from skd.bench.pairs import LossCase
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Case(LossCase):
     """One call of the loss: its layers, their memory orders and dtype.
 
     Attributes:
@@ -34,19 +32,9 @@ class Case:
     upstream: float = 1.0
     recipe: bool = False
 
-    baseline: ClassVar = BASELINE
-
     @property
     def name(self) -> str:
         return f"{self.workload}, {self.layout}, {self.dtype}, {self.match}"
-
-    @property
-    def kind(self) -> str:
-        return self.match
-
-    @property
-    def operation(self) -> str:
-        return "fourier_align" if OBJECTIVES[self.match].has_transform else "spectral_align"
 
     @property
     def layout(self) -> str:
@@ -58,10 +46,6 @@ class Case:
         return self.layers[0].batch
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
-
-    @property
     def student_bytes(self) -> int:
         """The bytes of all student maps, which are those of their gradients."""
         return self.torch_dtype.itemsize * sum(s.batch * s.student * s.height * s.width for s in self.layers)
@@ -69,15 +53,6 @@ class Case:
     @property
     def teacher_bytes(self) -> int:
         return self.torch_dtype.itemsize * sum(s.batch * s.teacher * s.height * s.width for s in self.layers)
-
-    def floor_bytes(self, phase: str) -> int:
-        """The least traffic of a phase (see :mod:`skd.bench.pairs`)."""
-        read, written = self.student_bytes + self.teacher_bytes, self.student_bytes
-        return {"forward": read, "backward": written, "both": read + written}[phase]
-
-    def upstream_gradient(self) -> Tensor:
-        """What arrives at the loss in backward; float16 gets a gradient scaler's factor on top."""
-        return torch.tensor(self.upstream * (65536.0 if self.dtype == "float16" else 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
