@@ -1,4 +1,4 @@
-"""The command ``skd``: distill, analyze, bench, env.
+"""The command ``skd``: distill, eval, analyze, bench, env.
 
 Each subcommand's options come from a dataclass through tyro. What a subcommand needs is imported when it runs, so that
 ``skd --help`` and ``skd --version`` are immediate and ``skd env`` works in an installation that lacks everything else.
@@ -57,10 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _distill(arguments: list[str]) -> int:
     _require("distill", _TRAIN_MODULES)
-    from skd.distill.config import DistillConfig
+    from skd.distill.command import main as distill_main
 
-    config = _parse(DistillConfig, arguments, "distill")
-    from skd.distill.experiment import run
+    # A flag has a --no- form here, because the recipe may have set it.
+    return distill_main(arguments, lambda kind, given, default: _parse(kind, given, "distill", default, pairs=True))
+
+
+def _eval(arguments: list[str]) -> int:
+    _require("eval", _TRAIN_MODULES)
+    from skd.distill.eval_config import EvalConfig
+
+    config = _parse(EvalConfig, arguments, "eval")
+    from skd.distill.evaluate import run
 
     return run(config)
 
@@ -95,21 +103,20 @@ def _env(arguments: list[str]) -> int:
 
 _COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "distill": ("train a student with and without the spectral loss; no options: a demonstration on digits", _distill),
+    "eval": ("test the student, its moving average or the teacher of a run, or any timm model", _eval),
     "analyze": ("spectra of a model: pictures, and which layers to align", _analyze),
     "bench": ("time the loss against plain PyTorch on this machine", _bench),
     "env": ("versions, compilers, and why each backend is or is not available", _env),
 }
 
 
-def _parse(config_type, arguments: list[str], command: str):
+def _parse(config_type, arguments: list[str], command: str, default=None, *, pairs: bool = False):
+    """Options from a dataclass; with ``pairs`` every flag has a --no- form, else only the one that changes it."""
     import tyro
 
-    return tyro.cli(
-        config_type,
-        prog=f"skd {command}",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
+    given = {} if default is None else {"default": default}
+    markers = (tyro.conf.OmitArgPrefixes,) if pairs else (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(config_type, prog=f"skd {command}", args=arguments, config=markers, **given)
 
 
 def _require(command: str, modules: Sequence[str]) -> None:

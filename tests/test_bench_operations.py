@@ -82,7 +82,13 @@ def test_the_defaults_are_the_shapes_of_the_issue():
     assert len(maps) == len(set(maps)) == 3 * 2 * 2 and {case.axis for case in maps} == set(AXES)
     pytest.importorskip("timm")
     everything = [case.operation for case, _ in plan(what=("all",))]
-    assert list(dict.fromkeys(everything)) == ["spectral_align", "fourier_align", "spectral_intensity", "analyze"]
+    assert list(dict.fromkeys(everything)) == [
+        "spectral_align",
+        "fourier_align",
+        "spectral_intensity",
+        "analyze",
+        "trainer",
+    ]
 
 
 def test_a_text_or_a_name_counts_where_it_is_known():

@@ -18,7 +18,7 @@ def python(code, *arguments):
 def test_help_lists_the_subcommands(capsys):
     assert cli.main(["--help"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"\n  {name} " in listed for name in ("distill", "analyze", "bench", "env"))
+    assert all(f"\n  {name} " in listed for name in ("distill", "eval", "analyze", "bench", "env"))
     assert cli.main([]) == 2
     assert "usage: skd" in capsys.readouterr().err
 
@@ -32,7 +32,7 @@ def test_version(capsys):
     ("typed", "sentence"),
     [
         ("destill", "did you mean distill?"),
-        ("zzz", "it has distill, analyze, bench, env"),
+        ("zzz", "it has distill, eval, analyze, bench, env"),
         ("--frob", "no subcommand '--frob'"),
     ],
 )
@@ -42,8 +42,11 @@ def test_unknown_subcommand(capsys, typed, sentence):
     assert sentence in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["distill", "--help"], ["analyze", "--help"]])
-def test_help_and_version_do_not_import_torch(arguments):
+@pytest.mark.parametrize(
+    "line", ["--help", "--version", "distill --help", "distill --print-config", "eval --help", "analyze --help"]
+)
+def test_help_and_version_do_not_import_torch(line):
+    arguments = line.split()
     if len(arguments) > 1:
         pytest.importorskip("tyro", reason="options are parsed by tyro (extra 'train')")
     code = "import sys; from skd.cli import main; s = main(sys.argv[1:]); sys.exit(s or 'torch' in sys.modules)"
@@ -52,12 +55,14 @@ def test_help_and_version_do_not_import_torch(arguments):
     assert "skd" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["distill", "--help"], ["analyze", "--help"], ["bench", "--help"]])
-def test_help_of_a_subcommand(capsys, arguments):
+@pytest.mark.parametrize(
+    ("command", "option"), [("distill", "--out"), ("eval", "--which"), ("analyze", "--out"), ("bench", "--out")]
+)
+def test_help_of_a_subcommand(capsys, command, option):
     pytest.importorskip("tyro", reason="options are parsed by tyro (extra 'train')")
-    assert cli.main(arguments) == 0
+    assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert f"usage: skd {arguments[0]}" in shown and "--out" in shown
+    assert f"usage: skd {command}" in shown and option in shown
 
 
 def test_options_reach_the_configuration(monkeypatch):
@@ -81,12 +86,32 @@ def test_options_reach_the_configuration(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["distill", "--epochs", "many"], ["distill", "--frob"], ["analyze"], ["bench", "--match", "x"]]
+    "arguments",
+    [
+        ["distill", "--epochs", "many"],
+        ["distill", "--frob"],
+        ["eval", "--which", "x"],
+        ["analyze"],
+        ["bench", "--match", "x"],
+    ],
 )
 def test_wrong_options_return_2(capsys, arguments):
     pytest.importorskip("tyro", reason="options are parsed by tyro (extra 'train')")
     assert cli.main(arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_options_of_an_evaluation_reach_it(monkeypatch):
+    pytest.importorskip("tyro", reason="options are parsed by tyro (extra 'train')")
+    seen = []
+    monkeypatch.setitem(sys.modules, "skd.distill.evaluate", types.SimpleNamespace(run=lambda c: seen.append(c) or 7))
+    first = "eval runs/one --which ema --batch-size 7 --workers 2 --device cpu --threads 3"
+    second = "eval --model m --checkpoint c.pth --data folder"
+    assert [cli.main(line.split()) for line in (first, second)] == [7, 7]
+    run, model = seen
+    assert (str(run.run), run.which, run.batch_size, run.workers) == ("runs/one", "ema", 7, 2)
+    assert (run.device, run.threads, run.model, run.data) == ("cpu", 3, None, None)
+    assert (model.run, model.model, str(model.checkpoint), str(model.data)) == (None, "m", "c.pth", "folder")
 
 
 def raising(error):

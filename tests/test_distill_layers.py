@@ -17,6 +17,7 @@ from skd.analysis.measure import analyze  # noqa: E402
 from skd.distill import digits, layer_choice  # noqa: E402
 from skd.distill.config import DistillConfig, fill_defaults  # noqa: E402
 from skd.distill.data import DataSource  # noqa: E402
+from skd.distill.distributed import World  # noqa: E402
 from skd.distill.errors import DistillError  # noqa: E402
 from skd.distill.experiment import run  # noqa: E402
 from skd.distill.models import ModelSpec, load_checkpoint  # noqa: E402
@@ -77,9 +78,8 @@ def test_auto_takes_the_teacher_s_hottest_layers_and_keeps_them(tmp_path):
     choice = read_layers(tmp_path / "run" / "layers.yaml", 3, 4)
     teacher = digits.TEACHER.build()
     load_checkpoint(teacher, tmp_path / "run" / "teacher.safetensors")
-    torch.manual_seed(0)
-    source = digits.load_digits(64)
-    batches = [batch for _, batch in zip(range(2), source.make_train_loader(), strict=False)]
+    training_images = digits.load_digits(64).make_train_loader(World()).epoch(config.run.seed, 0)
+    batches = [next(training_images) for _ in range(2)]
     profile = analyze(teacher, batches, norm="ortho")
     assert list(choice.teacher_layers) == profile.hottest(3)
     assert "greatest mean spectral intensity" in text and "over 128 images (training images of digits)" in text

@@ -8,6 +8,7 @@ from torch import nn
 
 pytest.importorskip("timm", reason="the trainer is built on timm (extra 'train')")
 
+from small_vits import CLASSES, batch, models, vit  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 from timm.optim import create_optimizer_v2  # noqa: E402
 from timm.task import TrainingTask  # noqa: E402
@@ -16,27 +17,7 @@ import skd  # noqa: E402
 from skd import reference  # noqa: E402
 from skd.distill.task import SpectralDistillationTask  # noqa: E402
 
-CLASSES = 5
 STUDENT_LAYERS, TEACHER_LAYERS = (0, 2), (1, 3)
-
-
-def vit(embed_dim=12, depth=3, seed=0, dtype=torch.float64, **kwargs):
-    torch.manual_seed(seed)
-    options = {"img_size": 8, "patch_size": 2, "num_classes": CLASSES, "num_heads": 2, "weight_init": "reset"}
-    model = VisionTransformer(embed_dim=embed_dim, depth=depth, **{**options, **kwargs})
-    # The head starts at zero, where every logit and most gradients vanish.
-    nn.init.normal_(model.head.weight, std=0.3)
-    return model.to(dtype)
-
-
-def models(dtype=torch.float64):
-    return vit(dtype=dtype), vit(embed_dim=20, depth=4, seed=1, dtype=dtype)
-
-
-def batch(dtype=torch.float64, size=6, seed=2):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size, 3, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
-    return images, torch.randint(0, CLASSES, (size,), generator=generator)
 
 
 def make_task(student, teacher, **kwargs):
@@ -49,7 +30,7 @@ def logits_and_maps(model, images, layers):
     return model.forward_head(final), maps
 
 
-def total_by_hand(student, teacher, images, target, alpha, tau, weight, match, kd):
+def total_by_hand(student, teacher, images, target, alpha, tau, weight, match, kd, kd_reduction):
     logits, student_maps = logits_and_maps(student, images, STUDENT_LAYERS)
     with torch.no_grad():
         teacher_logits, teacher_maps = logits_and_maps(teacher, images, TEACHER_LAYERS)
@@ -60,31 +41,34 @@ def total_by_hand(student, teacher, images, target, alpha, tau, weight, match, k
     else:
         p = torch.softmax(teacher_logits / tau, 1)
         q = torch.softmax(logits / tau, 1)
-        distil = tau**2 * (p * (p / q).log()).sum() / len(target)
+        shares = len(target) * (CLASSES if kd_reduction == "numel" else 1)
+        distil = tau**2 * (p * (p / q).log()).sum() / shares
     pairs = list(zip(student_maps, teacher_maps, strict=True))
     spectral = sum(reference.spectral_align_published(s, t, match) for s, t in pairs) / len(pairs)
     return (1 - alpha) * ce + alpha * distil + weight * spectral, ce, distil, spectral
 
 
 @pytest.mark.parametrize(
-    ("alpha", "tau", "weight", "match", "kd"),
+    ("alpha", "tau", "weight", "match", "kd", "kd_reduction"),
     [
-        (0.9, 1.0, 0.2, "complex", "soft"),
-        (0.5, 4.0, 3.0, "complex", "soft"),
-        (0.3, 2.0, 0.7, "complex", "hard"),
-        (0.9, 1.0, 0.2, "mse", "soft"),
-        (1.0, 1.0, 50.0, "complex", "soft"),
-        (0.0, 1.0, 0.2, "complex", "soft"),
+        (0.9, 1.0, 0.2, "complex", "soft", "batchmean"),
+        (0.5, 4.0, 3.0, "complex", "soft", "batchmean"),
+        (0.5, 4.0, 3.0, "complex", "soft", "numel"),
+        (0.3, 2.0, 0.7, "complex", "hard", "batchmean"),
+        (0.9, 1.0, 0.2, "mse", "soft", "batchmean"),
+        (1.0, 1.0, 50.0, "complex", "soft", "batchmean"),
+        (0.0, 1.0, 0.2, "complex", "soft", "batchmean"),
     ],
 )
-def test_total_and_gradient_equal_the_formula(alpha, tau, weight, match, kd):
+def test_total_and_gradient_equal_the_formula(alpha, tau, weight, match, kd, kd_reduction):
     student, teacher = models()
     images, target = batch()
     twin = copy.deepcopy(student)
-    task = make_task(student, teacher, alpha=alpha, tau=tau, weight=weight, match=match, kd=kd)
+    options = {"alpha": alpha, "tau": tau, "weight": weight, "match": match, "kd": kd, "kd_reduction": kd_reduction}
+    task = make_task(student, teacher, **options)
     result = task(images, target)
     result["loss"].backward()
-    total, ce, distil, spectral = total_by_hand(twin, teacher, images, target, alpha, tau, weight, match, kd)
+    total, ce, distil, spectral = total_by_hand(twin, teacher, images, target, **options)
     total.backward()
 
     torch.testing.assert_close(result["loss"].double(), total, rtol=1e-9, atol=0)
@@ -218,7 +202,7 @@ def test_images_are_renormalised_for_a_teacher_that_differs(differs):
     expected = (pixels - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
     assert (seen is images) is not differs
-    assert not any("teacher_scale" in key or "teacher_shift" in key for key in task.state_dict())
+    assert not any("scale" in key or "shift" in key for key in task.state_dict())
 
 
 def test_a_single_channel_takes_one_normalisation_for_three():
@@ -226,7 +210,7 @@ def test_a_single_channel_takes_one_normalisation_for_three():
     student.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     teacher.pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     task = SpectralDistillationTask(student, teacher, [0], [0])
-    assert task.teacher_scale.shape == (1, 1, 1, 1)
+    assert task.teacher_images.scale.shape == (1, 1, 1, 1)
     teacher.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (1.0,) * 3}
     with pytest.raises(ValueError, match=r"normalisations of 3 channels, but the student takes 1"):
         SpectralDistillationTask(student, teacher, [0], [0])
@@ -285,39 +269,6 @@ def test_checkpoint_and_average_round_trip():
         assert torch.equal(mine(images), loaded(images))
 
 
-def test_timms_order_of_calls_compiled_and_distributed(tmp_path):
-    """Optimizer, average, compile, distribute, train, evaluate; the losses are those of the plain task."""
-    plain = make_task(*models(torch.float32))
-    plain_optimizer = create_optimizer_v2(plain.get_trainable_module(), opt="adamw", lr=1e-2)
-    plain.train()
-    train_steps(plain, plain_optimizer)
-
-    task = make_task(*models(torch.float32))
-    optimizer = create_optimizer_v2(task.get_trainable_module(), opt="adamw", lr=1e-2)
-    task.setup_ema(decay=0.5)
-    compiled = task.compile(backend="eager")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        task.prepare_distributed(device_ids=None)
-        task.train()
-        assert not task.teacher.training
-        with task.no_sync():
-            pass
-        train_steps(task, optimizer)
-    finally:
-        torch.distributed.destroy_process_group()
-    assert task.get_eval_model() is compiled
-    images, target = batch(torch.float32)
-    expected = plain.get_eval_model().eval()(images)
-    torch.testing.assert_close(task.eval().get_eval_model()(images), expected, rtol=1e-4, atol=1e-5)
-    assert list(task.get_checkpoint_state()["state_dict"]) == list(plain.get_checkpoint_state()["state_dict"])
-    assert len(task.get_clip_parameters()) == len(list(plain.get_eval_model().parameters()))
-    evaluator = task.create_evaluator()
-    evaluator.update(task.get_eval_model()(images), target)
-    assert evaluator.compute()["top1"] >= 0
-    task.close()
-
-
 def half_batch_gradients(index, rank, store):
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
@@ -353,6 +304,13 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
         ({"tau": 0.0}, ValueError, "tau=0.0"),
         ({"weight": -1.0}, ValueError, "weight=-1.0"),
         ({"kd": "firm"}, ValueError, "kd='firm'"),
+        ({"kd_reduction": "sum"}, ValueError, "kd_reduction='sum' is not known; use one of 'batchmean', 'numel'"),
+        ({"teacher_size": 0}, ValueError, "teacher_size=0"),
+        ({"teacher_size": (8,)}, TypeError, r"teacher_size is \(8,\); give the side"),
+        ({"teacher_size": True}, TypeError, "teacher_size is True"),
+        ({"teacher_size": 8.0}, TypeError, "teacher_size is 8.0"),
+        ({"teacher_dtype": "bfloat16"}, TypeError, "teacher_dtype is 'bfloat16'"),
+        ({"teacher_dtype": torch.int8}, ValueError, "teacher_dtype=torch.int8 cannot hold a model"),
         ({"match": "phase"}, ValueError, "match='phase'"),
         ({"teacher": vit(num_classes=7)}, ValueError, "the student has 5 classes and the teacher 7"),
         ({"teacher": "deit"}, TypeError, "the teacher is a str"),

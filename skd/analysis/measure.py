@@ -149,14 +149,15 @@ def _images_of(batches: Iterable, model: nn.Module) -> Iterator[Tensor]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; a model may have been in training mode in parts only."""
-    modes = [(module, module.training) for module in model.modules()]
+    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
+        if training:
+            model.eval()
         with torch.no_grad():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def _title(model: nn.Module) -> str:

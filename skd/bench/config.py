@@ -6,7 +6,7 @@ from typing import Literal
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["nchw", "tokens", "tokens<-nchw", "nchw<-tokens"]
-What = Literal["align", "magnitude", "intensity", "analyze", "all"]
+What = Literal["align", "magnitude", "intensity", "analyze", "trainer", "all"]
 Match = Literal["complex", "mse", "magnitude", "log_magnitude", "complex+bands", "complex+focal"]
 
 MATCHES: dict[str, tuple[str, ...]] = {
@@ -32,8 +32,9 @@ class BenchConfig:
     what: tuple[What, ...] = ("align",)
     """align: the spectral alignment loss. magnitude: the losses on magnitudes, and with weights of the bins, which take
     a transform. intensity: spectra of maps, over channels and over space. analyze: skd.analyze on 24 layers of
-    CaiT-S24 with random weights, against the model's own forward (needs timm). all: everything. On two cores align
-    takes about 4 minutes, magnitude 9, intensity 4, analyze 2. On CUDA there are align and magnitude."""
+    CaiT-S24 with random weights, against the model's own forward. trainer: the loop of skd distill beside a bare one,
+    and the share of the spectral loss in a step of training (both need timm). all: everything. On two cores align
+    takes about 4 minutes, magnitude 9, intensity 4, analyze 2, trainer 3. On CUDA there are align and magnitude."""
 
     shapes: tuple[str, ...] = ()
     """Only the shapes whose name contains one of these texts ("14x14"), or shapes of your own written like
@@ -98,7 +99,7 @@ class BenchConfig:
 
     expect_ratio: float | None = None
     """Exit with status 1 unless skd is at least this many times as fast as the baseline in every configuration
-    (forward + backward; analyze has no such ratio)."""
+    (forward + backward; analyze and trainer have no such ratio)."""
 
     out: Path | None = None
     """Folder for rows.csv and rows.json, on CUDA also table.md; a new runs/bench-<date> if not given. Nothing is
@@ -139,7 +140,7 @@ class BenchConfig:
 
     def measured(self) -> tuple[str, ...]:
         """The kinds of :data:`What` that are asked for, in the order they are measured in."""
-        kinds = ("align", "magnitude", "intensity", "analyze")
+        kinds = ("align", "magnitude", "intensity", "analyze", "trainer")
         if "all" in self.what:  # on CUDA: all there is
             return tuple(MATCHES) if self.device == "cuda" else kinds
         return tuple(kind for kind in kinds if kind in self.what)

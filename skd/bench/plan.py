@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from skd.bench import fourier_align, model_analysis, spectral_align, spectral_intensity
+from skd.bench import fourier_align, model_analysis, spectral_align, spectral_intensity, trainer
 from skd.bench.case import Case, Variant, fits, select_from
 from skd.bench.config import BenchConfig
 from skd.bench.maps import unknown_shape
@@ -12,6 +12,7 @@ OPERATIONS: dict[str, ModuleType] = {
     "magnitude": fourier_align,
     "intensity": spectral_intensity,
     "analyze": model_analysis,
+    "trainer": trainer,
 }
 """Each has ``cases``, ``known_shapes``, ``VARIANTS``, and ``ALWAYS``, the variants without which nothing compares."""
 

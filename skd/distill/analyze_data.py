@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from skd.analysis.gratings import grating_batches
 from skd.distill.digits import load_digits
+from skd.distill.distributed import World
 from skd.distill.errors import DistillError
 
 
@@ -41,7 +42,7 @@ def image_batches(
         source = load_digits(batch_size)
         digits = (
             _to_size(images, size).expand(-1, in_chans, -1, -1)
-            for images, _ in islice(source.make_test_loader(), batches)
+            for images, _ in islice(source.make_test_loader(World()), batches)
         )
         return "scikit-learn's digits", min(wanted, source.test_images), digits
     return _folder(Path(data), size, in_chans, wanted, batch_size, normalisation)

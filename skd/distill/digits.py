@@ -4,13 +4,11 @@ From the UCI Optical Recognition of Handwritten Digits data. Small enough for a 
 one of the 360 test images is 0.28 percentage points.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
-from torch import Tensor
 
 from skd.distill.data import DataSource
+from skd.distill.memory import memory_source
 from skd.distill.models import ModelSpec
 
 TEST_IMAGES = 360
@@ -40,29 +38,5 @@ def load_digits(batch_size: int, device: torch.device | str = "cpu") -> DataSour
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / _INTENSITY_MAX
     images = ((images - 0.5) / 0.5).to(device)
     target = torch.from_numpy(digits.target).long().to(device)
-    return DataSource(
-        name="digits",
-        classes=tuple(map(str, range(10))),
-        in_chans=1,
-        image_size=images.shape[-1],
-        train_images=len(train),
-        test_images=len(test),
-        make_train_loader=lambda: InMemoryLoader(images[train], target[train], batch_size, shuffle=True),
-        make_test_loader=lambda: InMemoryLoader(images[test], target[test], batch_size, shuffle=False),
-    )
-
-
-class InMemoryLoader:
-    """Batches of tensors that are in memory already; indexing them is far cheaper than collating single images."""
-
-    def __init__(self, images: Tensor, target: Tensor, batch_size: int, *, shuffle: bool):
-        self.images, self.target, self.batch_size, self.shuffle = images, target, batch_size, shuffle
-
-    def __len__(self) -> int:
-        return -(-len(self.target) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(self.target)
-        order = torch.randperm(count) if self.shuffle else torch.arange(count)
-        for batch in order.to(self.target.device).split(self.batch_size):
-            yield self.images[batch], self.target[batch]
+    train, test = ((images[part], target[part]) for part in (train, test))
+    return memory_source("digits", tuple(map(str, range(10))), train, test, batch_size)

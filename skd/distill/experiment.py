@@ -1,282 +1,385 @@
 """One run of the comparison: the teacher, the arms, the report."""
 
-import platform
+import errno
+import io
 import signal
 import sys
-import time
-from dataclasses import asdict
-from importlib import metadata
+from dataclasses import asdict, replace
 
-import timm
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from timm.task import ClassificationTask
+from timm.task import ClassificationTask, TrainingTask
 from timm.utils import random_seed
 from torch import nn
 
-import skd
 from skd.analysis.layers_file import LAYERS_FILE, write_layers
-from skd.distill import curves, layer_choice, report
+from skd.distill import curves, dynamics_plots, html_report, layer_choice, report, summary
 from skd.distill.arms import Arm, make_arms
+from skd.distill.checkpoint import Checkpoints
 from skd.distill.config import DistillConfig
-from skd.distill.loop import EpochResult, evaluate, train
-from skd.distill.prepare import Setup, prepare
+from skd.distill.distributed import World, join, leave
+from skd.distill.dynamics import COLUMNS as DYNAMICS
+from skd.distill.dynamics import Dynamics
+from skd.distill.engine import PARTS, EpochResult, Training
+from skd.distill.errors import DistillError
+from skd.distill.interruption import Stopped, StopRequest
+from skd.distill.ledger import Entry, Ledger
+from skd.distill.loggers import MetricLoggers
+from skd.distill.models import load_checkpoint
+from skd.distill.prepare import Setup, find_device, prepare
+from skd.distill.probe import probe_images
+from skd.distill.progress import RunProgress
+from skd.distill.resume import OpenedRun, open_run
 from skd.distill.run_folder import RunFolder
+from skd.distill.summary import AVERAGE_FILE, STUDENT_FILE, TEACHER_FILE
+from skd.distill.testing import evaluate
+from skd.distill.updates import autocast
 from skd.files import replacing
 
-STUDENT_FILE = "student.safetensors"
-TEACHER_FILE = "teacher.safetensors"
-INTERRUPTED = 128 + signal.SIGINT
-_PASS_COST = 50_000  # in parameters
+TEACHER = "teacher"
 METRICS = ("arm", "seed", *EpochResult.__dataclass_fields__)
+_PASS_COST = 50_000  # in parameters
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run(config: DistillConfig, console: Console | None = None) -> int:
-    """Compare the arms and write config.yaml, metrics.csv, summary.json, curves.png and the weights.
+    """Compare the arms and write config.yaml, metrics.csv, summary.json, the pictures, the report and the weights.
 
     Args:
         config: what to run.
         console: where progress and report go; default standard output.
 
     Returns:
-        0, or 130 after Ctrl-C; then metrics.csv has the finished epochs and no file is half-written.
+        0, or 128 + the signal (130 after Ctrl-C, 143 after SIGTERM); then there is a checkpoint to go on from.
 
     Raises:
         DistillError: something the user can mend, in one sentence.
     """
-    began = time.perf_counter()
-    setup = prepare(config)
-    folder = RunFolder(setup.config.run.out, setup.config.task)
-    experiment = Experiment(setup, folder, console or Console(), began)
+    world = join(find_device(config.run.device))
+    if not world.is_main:
+        console = Console(file=io.StringIO())
     threads = torch.get_num_threads()
+    folder = None
     try:
+        setup = prepare(config, world)
         torch.set_num_threads(setup.config.run.threads or threads)
-        experiment.run()
-    except KeyboardInterrupt:
-        rows = len(experiment.rows)
-        kept = f"; {folder / 'metrics.csv'} has the {rows} finished epochs" if rows else " before the first epoch ended"
-        print(f"Interrupted{kept}.", file=sys.stderr)
-        return INTERRUPTED
+        opened = _open(setup.config, world)
+        folder = opened.folder if opened else None
+        with StopRequest() as stop:
+            Experiment(setup, opened, console or Console(), stop).run()
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signum).name
+        if folder is not None:
+            print(f"Stopped by {name}; go on with: skd distill --resume {folder.path}", file=sys.stderr)
+        return 128 + stopped.signum
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = folder.path if folder is not None else config.run.out
+        raise DistillError(
+            f"a file could not be written ({error}); make room or mend the permissions, then go on with --resume "
+            f"{where}"
+        ) from error
     finally:
         torch.set_num_threads(threads)
-        folder.tidy()
+        if folder is not None:
+            folder.tidy()
+        leave(world)
     return 0
 
 
+def _open(config: DistillConfig, world: World) -> OpenedRun | None:
+    """The run's folder, in the main process; what is wrong with it ends all of them, and one says it."""
+    opened, problem = None, None
+    if world.is_main:
+        try:
+            opened = open_run(config, world.size)
+        except DistillError as error:
+            problem = error
+    if world.shared(problem is not None):
+        raise problem or SystemExit(2)
+    return opened
+
+
 class Experiment:
-    """The state of one run.
+    """The state of one run in one process.
 
     Args:
-        setup: data and models.
-        folder: for the files.
+        setup: data, models and processes.
+        opened: the folder, and the checkpoint to go on from; None in the processes that do not write.
         console: for progress and report.
-        began: ``time.perf_counter()`` at the start of the run.
+        stop: whether to end early.
     """
 
-    def __init__(self, setup: Setup, folder: RunFolder, console: Console, began: float):
-        self.setup = setup
-        self.config = setup.config
-        self.folder = folder
-        self.console = console
-        self.began = began
-        self.arms = make_arms(self.config.loss)
-        self.rows: list[dict] = []
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            speed_estimate_period=60,
-            disable=not console.is_terminal,
-        )
+    def __init__(self, setup: Setup, opened: OpenedRun | None, console: Console, stop: StopRequest):
+        self.setup, self.console, self.stop = setup, console, stop
+        self.world: World = setup.world
+        self.folder: RunFolder | None = opened.folder if opened else None
+        self.arms = make_arms(self.config)
+        setup.source.bad_images.tell = self._say
+        checkpoints = Checkpoints(self.folder.path) if self.folder else None
+        minutes = self.config.run.checkpoint_minutes
+        self.ledger = Ledger(checkpoints, self.config.to_dict(), self.world.size, minutes)
+        # Only the main process reads the checkpoint, which may be on a disk of its own.
+        state, note = self.world.shared((opened.state, opened.note) if opened else None)
+        if note:
+            self._say(note)
+        if state is not None:
+            self.ledger.load_state_dict(state)
+        self.resumed = state is not None
+
+    @property
+    def config(self) -> DistillConfig:
+        return self.setup.config
 
     def run(self) -> None:
         random_seed(self.config.run.seed)
         teacher = self.setup.build_teacher()
-        self.folder.write_yaml("config.yaml", self.config.to_dict())
-        self._say(self._opening())
-        results = {arm.name: [] for arm in self.arms}
-        seconds = {arm.name: [] for arm in self.arms}
-        with self.progress:
-            self.bar = self.progress.add_task("teacher", total=self._total_cost(teacher))
-            teacher_result = self._teacher(teacher)
-            if not self.setup.has_layers:
-                self._choose_layers(teacher)
-            first = self.config.run.seed
-            for seed in range(first, first + self.config.run.seeds):
+        self._write_config()
+        self._say(summary.opening(self.setup))
+        self.loggers = self._make_loggers()
+        try:
+            teacher_result = self._train_all(teacher)
+        finally:
+            if self.loggers is not None:
+                self.loggers.close()
+        if self.world.is_main:
+            self._report(teacher_result)
+        self.world.wait()
+
+    def _train_all(self, teacher: nn.Module) -> report.ArmResult:
+        total, done = self._costs_of_run(teacher)
+        speaks = self.world.is_main
+        with RunProgress(self.console, total, completed=done, enabled=speaks) as self.progress:
+            # What the teacher does alone, it does with images that were made for the student.
+            with self.setup.teacher_images(teacher).before(teacher):
+                teacher_result = self._teacher(teacher)
+                if not self.setup.has_layers:
+                    self._choose_layers(teacher)
+            self._observe_from(teacher)
+            for seed in self._seeds():
                 for arm in self.arms:
-                    arm_began = time.perf_counter()
-                    student, epochs = self._student(teacher, arm, seed)
-                    seconds[arm.name].append(time.perf_counter() - arm_began)
-                    results[arm.name].append(epochs)
-                    if seed == first and arm is self.arms[-1]:
-                        self.folder.write_safetensors(STUDENT_FILE, student.state_dict())
-        students = [
-            report.ArmResult(
-                name=arm.name,
-                label=arm.label,
-                correct=tuple(epochs[-1].test_correct for epochs in results[arm.name]),
-                test_images=self.setup.source.test_images,
-                parameters=_count_parameters(student),
-                seconds=tuple(seconds[arm.name]),
-            )
-            for arm in self.arms
-        ]
-        self._draw(results, teacher_result)
-        self._report(teacher_result, students)
+                    self._student(teacher, arm, seed)
+        return teacher_result
+
+    # --- the teacher
 
     def _teacher(self, teacher: nn.Module) -> report.ArmResult:
-        began = time.perf_counter()
-        task = ClassificationTask(teacher, self.setup.make_criterion(), device=self.setup.device, verbose=False)
-        if self.setup.trains_teacher:
-            epochs = self._train(task, "teacher", "teacher", self.config.run.seed, _cost(teacher))
-            self.folder.write_safetensors(TEACHER_FILE, teacher.state_dict())
-            correct = epochs[-1].test_correct
+        if not self.setup.trains_teacher:
+            loader = self.setup.source.make_test_loader(self.world)
+            test = evaluate(teacher, loader, self.world, autocast(self.config.engine.amp, self.world.device))
+            result = self._arm_result(TEACHER, TEACHER, teacher, [test.correct], [0.0])
         else:
-            correct = evaluate(task, self.setup.source.make_test_loader())["test_correct"]
-        result = report.ArmResult(
-            name="teacher",
-            label="teacher",
-            correct=(correct,),
-            test_images=self.setup.source.test_images,
-            parameters=_count_parameters(teacher),
-            seconds=(time.perf_counter() - began,),
-        )
+            entry = self.ledger.entries.get((TEACHER, self.config.run.seed))
+            if entry is None:
+                entry = self._train_teacher(teacher)
+            else:
+                self._reload_teacher(teacher)
+            result = self._arm_result(TEACHER, TEACHER, teacher, [entry.results[-1].test_correct], [entry.seconds])
         self._say(f"teacher: {result.mean:.2f}% of the test images")
         return result
 
+    def _train_teacher(self, teacher: nn.Module) -> Entry:
+        task = ClassificationTask(teacher, self.setup.make_criterion(), device=self.world.device, verbose=False)
+        entry = self._train(task, teacher, TEACHER, TEACHER, self.config.run.seed, _cost(teacher), save_as=TEACHER_FILE)
+        return entry
+
+    def _reload_teacher(self, teacher: nn.Module) -> None:
+        if self.folder is not None:
+            load_checkpoint(teacher, self.folder / TEACHER_FILE, option="the file of this run,")
+        state = self.world.shared({key: value.cpu() for key, value in teacher.state_dict().items()})
+        teacher.load_state_dict(state)
+
     def _choose_layers(self, teacher: nn.Module) -> None:
-        choice, reasons = layer_choice.choose(self.config, self.setup.source, self.setup.student.build(), teacher)
-        self.setup = self.setup.with_layers(choice.student_layers, choice.teacher_layers)
-        self.config = self.setup.config
-        write_layers(self.folder / LAYERS_FILE, choice, reasons)
-        self.folder.write_yaml("config.yaml", self.config.to_dict())
-        self._say("\n".join([*reasons, f"{self._pairs()} ({self.folder / LAYERS_FILE} keeps them)"]))
+        if self.ledger.layers is None and self.folder is not None:
+            choice, reasons = layer_choice.choose(self.config, self.setup.source, self.setup.student.build(), teacher)
+            self.ledger.layers = [list(choice.student_layers), list(choice.teacher_layers)]
+            write_layers(self.folder / LAYERS_FILE, choice, reasons)
+            self._say("\n".join(reasons))
+        self.ledger.layers = self.world.shared(self.ledger.layers)
+        self.setup = self.setup.with_layers(*self.ledger.layers)
+        self._write_config()
+        self._say(f"{summary.pairs(self.setup)} ({LAYERS_FILE} keeps them)")
 
-    def _pairs(self) -> str:
-        chosen = self.config.models
-        if not self.setup.has_layers:
-            return "aligned layers: chosen by the teacher's spectra when it is ready"
-        pairs = zip(chosen.student_layers, chosen.teacher_layers, strict=True)
-        return "aligned layers, student-teacher: " + ", ".join(f"{s}-{t}" for s, t in pairs)
+    # --- the students
 
-    def _student(self, teacher: nn.Module, arm: Arm, seed: int) -> tuple[nn.Module, list[EpochResult]]:
+    def _student(self, teacher: nn.Module, arm: Arm, seed: int) -> None:
+        if (arm.name, seed) in self.ledger.entries:
+            return
         random_seed(seed)
         student = self.setup.build_student()
-        task = self.setup.make_task(student, teacher, arm).to(self.setup.device)
+        cost = _cost(student, teacher if arm.uses_teacher else None)
+        task = self.setup.make_task(student, teacher, arm).to(self.world.device)
         label = arm.label if self.config.run.seeds == 1 else f"{arm.label}, seed {seed}"
-        epochs = self._train(task, arm.name, label, seed, _cost(student, None if arm is self.arms[0] else teacher))
+        kept = STUDENT_FILE if seed == self.config.run.seed and arm is self.arms[-1] else None
+        self._train(task, student, arm.name, label, seed, cost, save_as=kept)
         task.close()
-        self._say(f"{label}: {epochs[-1].test_top1:.2f}%")
-        return student, epochs
 
-    def _train(self, task, name: str, label: str, seed: int, cost: float) -> list[EpochResult]:
-        optim = self.config.optim
-        self.progress.update(self.bar, description=label)
-
-        def keep(result: EpochResult) -> None:
-            self.rows.append({"arm": name, "seed": seed, **asdict(result)})
-            self.folder.write_csv("metrics.csv", METRICS, self.rows)
-            self.progress.update(self.bar, description=f"{label} {result.test_top1:.1f}%")
-
-        return train(
+    def _train(
+        self, task: TrainingTask, model: nn.Module, name: str, label: str, seed: int, cost: float, save_as: str | None
+    ) -> Entry:
+        training = Training(
             task,
             self.setup.source,
-            optim,
-            epochs=optim.teacher_epochs if name == "teacher" else optim.epochs,
+            self.config,
+            self.world,
+            epochs=self.config.optim.teacher_epochs if name == TEACHER else self.config.optim.epochs,
             seed=seed,
-            name=f'"{label}"',
-            on_step=lambda: self.progress.advance(self.bar, cost),
-            on_epoch=keep,
+            label=f'"{label}"',
+            unused=bool(self.setup.unused),
         )
+        self.ledger.go_on(training, name, seed)
+        if self.loggers is not None:
+            self.loggers.open(name, seed, training.epoch + 1)
+        self.progress.training(label, training.epochs, training.epoch)
+        watch = _Watch(self, training, model, name, seed, cost)
+        if training.done_steps == 0:
+            watch.observe(0)
+        training.run(watch)
+        if self.folder is not None and save_as is not None:
+            self.folder.write_safetensors(save_as, model.state_dict())
+            if task.has_ema() and save_as == STUDENT_FILE:
+                average = task.get_checkpoint_state(ema=True)["state_dict_ema"]
+                self.folder.write_safetensors(AVERAGE_FILE, average)
+        self._say(f"{label}: {training.results[-1].test_top1:.2f}%")
+        return self.ledger.finish(name, seed, training)
 
-    def _total_cost(self, teacher: nn.Module) -> float:
-        """Work of the whole run, so that the time left allows for a teacher that is slower than the students."""
-        optim = self.config.optim
-        steps = len(self.setup.source.make_train_loader())
-        student = self.setup.student.build()
-        per_seed = _cost(student) + (len(self.arms) - 1) * _cost(student, teacher)
-        total = self.config.run.seeds * optim.epochs * steps * per_seed
-        return total + (optim.teacher_epochs * steps * _cost(teacher) if self.setup.trains_teacher else 0)
+    # --- what is written and said
 
-    def _draw(self, results: dict[str, list[list[EpochResult]]], teacher: report.ArmResult) -> None:
-        lines = [curves.Curve(arm.label, results[arm.name]) for arm in self.arms]
+    def _make_loggers(self) -> MetricLoggers | None:
+        return MetricLoggers(self.folder.path, self.config, resume=self.resumed) if self.folder else None
+
+    def _observe_from(self, teacher: nn.Module) -> None:
+        """The teacher's spectra, which the students' are compared with; in the main process alone."""
+        if self.folder is None:
+            return
+        source = self.setup.source
+        images = probe_images(source, self.world)
+        view = self.setup.teacher_images(teacher)
+        self.ledger.watch(Dynamics(images, teacher, teacher_images=view, data=f"test images of {source.name}"))
+
+    def write_metrics(self, name: str, seed: int, training: Training) -> None:
+        under_way = [{"arm": name, "seed": seed, **asdict(result)} for result in training.results]
+        self.folder.write_csv("metrics.csv", METRICS, [*self.ledger.rows, *under_way])
+
+    def _write_config(self) -> None:
+        if self.folder is not None:
+            self.folder.write_yaml("config.yaml", self.config.to_dict())
+
+    def _report(self, teacher: report.ArmResult) -> None:
+        students = [self._students_of(arm) for arm in self.arms]
+        histories = {arm: [self.ledger.entries[arm.name, seed].results for seed in self._seeds()] for arm in self.arms}
+        lines = [curves.Curve(arm.label, results) for arm, results in histories.items()]
+        title = summary.title(self.setup)
         with replacing(self.folder / "curves.png") as file:
-            curves.draw(file, lines, title=self._title(), teacher_top1=teacher.mean)
-
-    def _report(self, teacher: report.ArmResult, students: list[report.ArmResult]) -> None:
+            curves.draw(file, lines, title=title, teacher_top1=teacher.mean)
+        seed = self.config.run.seed
+        self._draw_dynamics(f"{title}; spectra of seed {seed}" if self.config.run.seeds > 1 else title)
         sentences = report.conclusions(teacher, students, task=self.config.task, quick=self.config.run.quick)
-        seconds = time.perf_counter() - self.began
-        self.folder.write_json("summary.json", self._summary(teacher, students, sentences, seconds))
+        content = summary.summarise(self.setup, self.ledger, teacher, students, sentences)
+        self.folder.write_json("summary.json", content)
+        html_report.write_report(self.folder.path)
         self._say("")
-        report.print_table(self.console, [teacher, *students], self._title())
+        report.print_table(self.console, [teacher, *students], title)
         for sentence in sentences:
             self._say(f"- {sentence}")
-        self._say(f"{seconds:.0f} seconds in all; the files are in {self.folder.path}")
+        where = self.folder.path
+        self._say(f"{self.ledger.seconds:.0f} seconds in all; the files are in {where}, first of all report.html")
 
-    def _summary(self, teacher, students, sentences: list[str], seconds: float) -> dict:
-        source, spec = self.setup.source, self.setup.student
-        saved = students[-1]
-        return {
-            "task": self.config.task,
-            "quick": self.config.run.quick,
-            "conclusions": sentences,
-            "tested": "after the last epoch of each training; no epoch and no model is picked by its test result",
-            "data": {
-                "name": source.name,
-                "classes": list(source.classes),
-                "train_images": source.train_images,
-                "test_images": source.test_images,
-                "image_size": source.image_size,
-            },
-            "teacher": {
-                "model": self.setup.teacher.title,
-                "trained_here": self.setup.trains_teacher,
-                **teacher.to_dict(),
-            },
-            "students": {"model": spec.title, "arms": {student.name: student.to_dict() for student in students}},
-            "student_file": {
-                "file": STUDENT_FILE,
-                "arm": saved.name,
-                "seed": self.config.run.seed,
-                "test_top1": saved.top1[0],
-                "load_with": spec.loading_code(STUDENT_FILE),
-            },
-            "environment": {
-                "skd": skd.__version__,
-                "torch": torch.__version__,
-                "timm": timm.__version__,
-                "numpy": metadata.version("numpy"),
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "device": str(self.setup.device),
-                "threads": torch.get_num_threads(),
-            },
-            "seconds": seconds,
-        }
+    def _draw_dynamics(self, title: str) -> None:
+        dynamics: Dynamics | None = self.ledger.dynamics
+        if dynamics is not None and dynamics.histories:
+            with replacing(self.folder / "dynamics.png") as file:
+                dynamics_plots.draw(file, dynamics, {arm.name: arm.label for arm in self.arms}, title=title)
 
-    def _opening(self) -> str:
-        source = self.setup.source
-        return (
-            f"data: {source.name}, {len(source.classes)} classes, {source.train_images} training images, "
-            f"{source.test_images} test images\n"
-            f"teacher: {self.setup.teacher.title}\n"
-            f"student: {self.setup.student.title}\n"
-            f"{self._pairs()}"
+    def _students_of(self, arm: Arm) -> report.ArmResult:
+        entries = [self.ledger.entries[arm.name, seed] for seed in self._seeds()]
+        correct = [entry.results[-1].test_correct for entry in entries]
+        student = self.setup.student.build()
+        result = self._arm_result(arm.name, arm.label, student, correct, [entry.seconds for entry in entries])
+        averages = tuple(entry.results[-1].ema_top1 for entry in entries)
+        return result if None in averages else replace(result, ema_top1=averages)
+
+    def _arm_result(self, name, label, model: nn.Module, correct, seconds) -> report.ArmResult:
+        return report.ArmResult(
+            name=name,
+            label=label,
+            correct=tuple(correct),
+            test_images=self.setup.source.test_images,
+            parameters=_count_parameters(model),
+            seconds=tuple(seconds),
         )
 
-    def _title(self) -> str:
-        run = self.config.run
-        kind = "Demonstration on scikit-learn's digits" if self.config.task == "digits" else self.setup.source.name
-        seeds = f"seed {run.seed}" if run.seeds == 1 else f"seeds {run.seed} to {run.seed + run.seeds - 1}"
-        return f"{kind}, {self.config.optim.epochs} epochs, {seeds}{', quick run' if run.quick else ''}"
+    def _seeds(self) -> range:
+        first = self.config.run.seed
+        return range(first, first + self.config.run.seeds)
+
+    def _steps(self) -> int:
+        return len(self.setup.source.make_train_loader(self.world)) // self.config.optim.accumulate
+
+    def _costs_of_run(self, teacher: nn.Module) -> tuple[float, float]:
+        """Work of the whole run, so that the time left allows for a slow teacher; and what of it is done already."""
+        optim, steps = self.config.optim, self._steps()
+        student = self.setup.student.build()
+        costs = {}
+        if self.setup.trains_teacher:
+            costs[TEACHER, self.config.run.seed] = optim.teacher_epochs * steps * _cost(teacher)
+        for arm in self.arms:
+            cost = optim.epochs * steps * _cost(student, teacher if arm.uses_teacher else None)
+            costs.update({(arm.name, seed): cost for seed in self._seeds()})
+        done = sum(cost for training, cost in costs.items() if training in self.ledger.entries)
+        under_way = self.ledger.under_way
+        if under_way is not None:
+            key, share = under_way
+            done += share * costs.get(key, 0.0)
+        return sum(costs.values()), done
 
     def _say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+        if self.world.is_main:
+            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+class _Watch:
+    """What happens around the steps of one training; see :class:`skd.distill.engine.Watcher`."""
+
+    def __init__(self, experiment: Experiment, training: Training, model: nn.Module, name: str, seed: int, cost: float):
+        self.experiment, self.training, self.model = experiment, training, model
+        self.name, self.seed, self.cost = name, seed, cost
+        self.stop, self.ledger, self.progress = experiment.stop, experiment.ledger, experiment.progress
+
+    def stepped(self) -> None:
+        self.progress.advance(self.cost)
+
+    def read(self, losses: dict[str, float], images_per_second: float) -> None:
+        self.progress.show(images_per_second, losses)
+
+    def epoch_ended(self, result: EpochResult) -> None:
+        experiment = self.experiment
+        found = experiment.setup.source.bad_images.found
+        for names in experiment.world.gathered(dict(found)):
+            self.ledger.bad_images.update(names)
+        self.progress.show(result.images_per_second, {name: getattr(result, name) for name in PARTS})
+        self.progress.finish_epoch(result.test_top1)
+        if experiment.folder is None:
+            return
+        experiment.write_metrics(self.name, self.seed, self.training)
+        experiment.loggers.log({"arm": self.name, "seed": self.seed, **asdict(result)})
+        self.observe(result.epoch)
+
+    def observe(self, epoch: int) -> None:
+        """The student's spectra after an epoch, 0 before the first; of the first seed, as one is enough to see it."""
+        experiment, dynamics = self.experiment, self.ledger.dynamics
+        if dynamics is None or self.name == TEACHER or self.seed != experiment.config.run.seed:
+            return
+        models = experiment.config.models
+        dynamics.observe(self.name, self.seed, epoch, self.model, models.student_layers, models.teacher_layers)
+        experiment.folder.write_csv("dynamics.csv", DYNAMICS, dynamics.rows)
+
+    def save_if_due(self) -> None:
+        self.ledger.save_if_due(self.name, self.seed, self.training)
+
+    def save(self) -> None:
+        self.ledger.save(self.name, self.seed, self.training)
 
 
 def _count_parameters(model: nn.Module) -> int:

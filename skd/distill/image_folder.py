@@ -1,115 +1,100 @@
-"""A folder of images per class: DIR/train/<class>/*.jpg and DIR/val/<class>/*.jpg."""
+"""Folders of images, DIR/train/<class>/*.jpg and DIR/val/<class>/*.jpg, and tar files in place of them.
 
+A tar file may stand for a class, DIR/train/<class>.tar, or for a part, DIR/train.tar, with a folder or a tar file in it
+for each class.
+"""
+
+import os
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from timm.data import create_dataset, create_loader
+from timm.data import ImageDataset, create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
 
-from skd.distill.data import DataSource
 from skd.distill.errors import DistillError
-
-SPLITS = ("train", "val")
-_SHOWN = 5
+from skd.distill.image_sets import ImageSet, check_classes, path_in_tar, reason_of, some
 
 
-def find_classes(root: Path) -> tuple[str, ...]:
-    """The class names, which are the folders both in ``root/train`` and in ``root/val``, sorted.
-
-    Raises:
-        DistillError: a folder that is missing or has no classes, classes that differ, a class without images.
-    """
-    if not root.is_dir():
-        raise DistillError(f"--data {root} is no folder; give one with train/ and val/ in it")
-    missing = [split for split in SPLITS if not (root / split).is_dir()]
-    if missing:
-        raise DistillError(f"{root} has no folder {' and no folder '.join(missing)}; it needs train/ and val/")
-    classes = {split: _class_folders(root / split) for split in SPLITS}
-    for split in SPLITS:
-        if not classes[split]:
-            raise DistillError(
-                f"{root / split} has no classes; put the images of each class into a folder of its own there"
-            )
-    only = {split: sorted(set(classes[split]) - set(classes[other])) for split, other in (SPLITS, SPLITS[::-1])}
-    if any(only.values()):
-        text = " and ".join(f"only {split}/ has {_some(names)}" for split, names in only.items() if names)
-        raise DistillError(f"the classes of {root} differ: {text}; both need the same class folders")
-    extensions = tuple(get_img_extensions())
-    for split in SPLITS:
-        empty = [name for name in classes[split] if not _has_image(root / split / name, extensions)]
-        if empty:
-            raise DistillError(f"{root / split} has no images in {_some(empty)}; timm reads {', '.join(extensions)}")
-    return tuple(classes["train"])
-
-
-def load_image_folder(
-    root: Path, image_size: int, batch_size: int, workers: int, normalisation: dict, device: torch.device | str = "cpu"
-) -> DataSource:
-    """Images of ``root`` through timm's datasets, transforms and loaders.
+def open_folder(root: Path, splits: Sequence[str]) -> tuple[ImageSet, ImageSet]:
+    """The images of two folders or tar files in ``root``; classes are numbered in the order of their names.
 
     Args:
-        root: folder with train/ and val/.
-        image_size: side of the square crops in pixels.
-        batch_size: images per step; the last, smaller batch of a training epoch is left out, as timm does.
-        workers: loader processes.
-        normalisation: "mean", "std", "interpolation", "crop_pct", "crop_mode", from ``timm.data.resolve_data_config``.
-        device: where the batches are needed; a CUDA device gets pinned memory.
+        root: an existing folder.
+        splits: names of the part to train on and of the part to test on.
 
     Raises:
-        DistillError: as :func:`find_classes`, or fewer training images than one batch.
+        DistillError: a part that is missing, has no classes or cannot be read, classes that differ or have no images.
     """
-    classes = find_classes(root)
-    class_map = {name: index for index, name in enumerate(classes)}
-    sets = {
-        split: create_dataset(
-            "", root=str(root / split), search_split=False, is_training=split == "train", class_map=class_map
-        )
-        for split in SPLITS
-    }
-    if len(sets["train"]) < batch_size:
+    parts = [_find(root, split) for split in splits]
+    missing = [split for split, part in zip(splits, parts, strict=True) if part is None]
+    if missing:
         raise DistillError(
-            f"{root / 'train'} has {len(sets['train'])} images, fewer than one batch of {batch_size}; "
-            f"give --batch-size {len(sets['train'])} or less"
+            f"{root} has no folder {' and no folder '.join(missing)}; it needs {splits[0]}/ and {splits[1]}/, "
+            f"or {splits[0]}.tar and {splits[1]}.tar"
         )
+    tars = {part: _open_tars(part) for part in parts if _has_tars(part)}
+    classes = {part: tars[part].reader.class_name_to_idx if part in tars else _class_folders(part) for part in parts}
+    for part, names in classes.items():
+        if not names:
+            raise DistillError(f"{part} has no classes; put the images of each class into a folder of its own there")
+    check_classes(root, {part.name if part.is_file() else f"{part.name}/": names for part, names in classes.items()})
+    names = sorted(classes[parts[0]])
+    sets = []
+    for part in parts:
+        dataset, own = tars.get(part), names
+        if dataset is None:
+            dataset = _open_class_folders(part, names)
+        else:
+            own = sorted(classes[part], key=classes[part].get)
+        sets.append(ImageSet(dataset, str(part), own, names))
+    return tuple(sets)
 
-    def make_loader(split: str):
-        return create_loader(
-            sets[split],
-            input_size=(3, image_size, image_size),
-            batch_size=batch_size,
-            is_training=split == "train",
-            mean=normalisation["mean"],
-            std=normalisation["std"],
-            interpolation=normalisation["interpolation"],
-            crop_pct=normalisation["crop_pct"],
-            crop_mode=normalisation["crop_mode"],
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.device(device).type == "cuda",
-            device=torch.device(device),
-            use_prefetcher=False,
-        )
 
-    return DataSource(
-        name=root.name or str(root),
-        classes=classes,
-        in_chans=3,
-        image_size=image_size,
-        train_images=len(sets["train"]),
-        test_images=len(sets["val"]),
-        make_train_loader=lambda: make_loader("train"),
-        make_test_loader=lambda: make_loader("val"),
-    )
+def _find(root: Path, split: str) -> Path | None:
+    folder, tar = root / split, root / f"{split}.tar"
+    return folder if folder.is_dir() else tar if tar.is_file() else None
+
+
+def _has_tars(part: Path) -> bool:
+    return part.is_file() or (not _class_folders(part) and any(part.glob("*.tar")))
 
 
 def _class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
+def _open_class_folders(part: Path, names: Sequence[str]) -> ImageDataset:
+    extensions = tuple(get_img_extensions())
+    empty = [name for name in names if not _has_image(part / name, extensions)]
+    if empty:
+        raise DistillError(f"{part} has no images in {some(empty)}; timm reads {', '.join(extensions)}")
+    class_map = {name: number for number, name in enumerate(names)}
+    return create_dataset("", root=str(part), search_split=False, class_map=class_map)
+
+
 def _has_image(folder: Path, extensions: tuple[str, ...]) -> bool:
     return any(entry.suffix.lower() in extensions for entry in folder.iterdir())
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:_SHOWN]))
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+def _open_tars(part: Path) -> ImageDataset:
+    # timm keeps a list of what is in large tar files beside them.
+    keeps_list = os.access(part.parent if part.is_file() else part, os.W_OK)
+    try:
+        # Loader processes would share the place of an open file with this one, so every image opens it anew.
+        reader = ReaderImageInTar(str(part), cache_tarfiles=False, cache_tarinfo=None if keeps_list else False)
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise DistillError(f"{part} cannot be read as a tar file ({reason_of(error)}); pack it again") from error
+    except ValueError as error:  # timm unpacks a list of images that is empty
+        raise DistillError(f"{part} has no images; pack it again with a folder of images for each class") from error
+    if {"", "."} & set(reader.class_name_to_idx):
+        raise DistillError(
+            f"{part} has images that are in no folder of a class; pack them as CLASS/IMAGE, and of tar files for "
+            "each class without a leading ./"
+        )
+    # Of several tar files timm has the images in an order that depends on how the folder lists them.
+    order = sorted(range(len(reader)), key=lambda index: natural_key(path_in_tar(reader, index)))
+    reader.samples, reader.targets = reader.samples[order], reader.targets[order]
+    return ImageDataset(str(part), reader=reader)

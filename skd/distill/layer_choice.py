@@ -3,15 +3,14 @@
 from itertools import islice
 
 import torch
-from timm.utils import random_seed
 from torch import nn
 
 from skd.analysis.choice import choose_layers
 from skd.analysis.layers_file import LayerChoice, read_layers
 from skd.analysis.measure import analyze
-from skd.distill import digits
 from skd.distill.config import DistillConfig
 from skd.distill.data import DataSource
+from skd.distill.distributed import World
 from skd.distill.errors import DistillError
 from skd.distill.models import PAIRED_LAYERS, count_blocks
 from skd.features import FeatureTap, block_names
@@ -23,9 +22,9 @@ IMAGES = 128
 
 def model_names(config: DistillConfig) -> tuple[str, str]:
     """What a layers file calls student and teacher."""
-    if config.task == "digits":
-        return digits.STUDENT_NAME, digits.TEACHER_NAME
-    return config.models.student, config.models.teacher
+    if config.task == "images":
+        return config.models.student, config.models.teacher
+    return f"{config.task}-student", f"{config.task}-teacher"
 
 
 def layers_from_file(config: DistillConfig, student: nn.Module, teacher: nn.Module) -> LayerChoice:
@@ -80,8 +79,7 @@ def choose(config: DistillConfig, source: DataSource, student: nn.Module, teache
         DistillError: the teacher's maps have NaN or infinity, or no image comes.
     """
     student_name, teacher_name = model_names(config)
-    random_seed(config.run.seed)  # the loader draws its order and augmentation from it
-    batches = islice(source.make_train_loader(), -(-IMAGES // config.data.batch_size))
+    batches = islice(source.make_train_loader(World()).epoch(config.run.seed, 0), -(-IMAGES // config.data.batch_size))
     try:
         # "ortho", so that stages of different width compare; where all have one width the order is that of "forward".
         profile = analyze(

@@ -1,38 +1,52 @@
 """From a configuration to data and models that are known to go together, before anything is trained."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from timm.data import resolve_data_config
+from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
-from skd.distill import digits, image_folder, layer_choice, models
+from skd.distill import digits, gratings, images, layer_choice, models
 from skd.distill.arms import Arm, make_arms
 from skd.distill.config import DistillConfig, fill_defaults
 from skd.distill.data import DataSource
+from skd.distill.distributed import World
 from skd.distill.errors import DistillError
-from skd.distill.loop import make_optimizer
 from skd.distill.models import ModelSpec
 from skd.distill.task import SpectralDistillationTask
+from skd.distill.teacher_images import TeacherImages
+from skd.distill.updates import make_optimizer
+
+_GENERATED = {"digits": (digits, digits.load_digits), "gratings": (gratings, gratings.load_gratings)}
+"""Data sets that need no files, with models of their own."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The data and the models of a run; ``config`` has no None left that stands for a default.
+    """The data, the models and the processes of a run; ``config`` has no None left that stands for a default.
 
     (But for the layers of ``--layers auto``, which are known when the teacher is ready.)
+
+    Attributes:
+        unused: parameters of the student that get no gradient from the last arm's loss.
     """
 
     config: DistillConfig
     source: DataSource
     teacher: ModelSpec
     student: ModelSpec
-    device: torch.device
+    world: World
+    unused: tuple[str, ...] = field(default=())
+
+    @property
+    def device(self) -> torch.device:
+        return self.world.device
 
     @property
     def trains_teacher(self) -> bool:
         chosen = self.config.models
-        return chosen.train_teacher or (self.config.task == "digits" and chosen.teacher_checkpoint is None)
+        return chosen.train_teacher or (self.config.task != "images" and chosen.teacher_checkpoint is None)
 
     @property
     def has_layers(self) -> bool:
@@ -56,38 +70,64 @@ class Setup:
 
     def build_student(self) -> nn.Module:
         """The student with random weights, from the global random number generator."""
-        return self.student.build().to(self.device)
+        return self._student().build().to(self.device)
+
+    def _student(self) -> ModelSpec:
+        rate = self.config.models.drop_path
+        return replace(self.student, kwargs={**self.student.kwargs, "drop_path_rate": rate}) if rate else self.student
+
+    def teacher_images(self, teacher: nn.Module) -> TeacherImages:
+        """What turns images for the student into images for the teacher."""
+        return TeacherImages(self.student.build(), teacher, self._teacher_size).to(self.device)
+
+    @property
+    def _teacher_size(self) -> tuple[int, int] | None:
+        side = self.config.data.teacher_image_size
+        return None if side is None else (side, side)
 
     def make_criterion(self) -> nn.Module:
+        if self.source.mixes:  # label smoothing is in the mixed targets
+            return SoftTargetCrossEntropy()
         return nn.CrossEntropyLoss(label_smoothing=self.config.loss.label_smoothing)
 
     def make_task(self, student: nn.Module, teacher: nn.Module, arm: Arm) -> SpectralDistillationTask:
         loss, chosen = self.config.loss, self.config.models
+        dtype = getattr(torch, chosen.teacher_dtype)
         return SpectralDistillationTask(
             student,
             teacher,
-            chosen.student_layers,
-            chosen.teacher_layers,
+            chosen.student_layers if arm.weight > 0 else (),
+            chosen.teacher_layers if arm.weight > 0 else (),
             alpha=arm.alpha,
             tau=loss.tau,
             weight=arm.weight,
             match=loss.match,
             kd=loss.kd,
+            kd_reduction=loss.kd_reduction,
             criterion=self.make_criterion(),
+            teacher_size=self._teacher_size,
+            teacher_dtype=None if dtype == torch.float32 else dtype,
         )
 
 
-def prepare(config: DistillConfig) -> Setup:
+def prepare(config: DistillConfig, world: World | None = None, *, for_training: bool = True) -> Setup:
     """Load the data, fill in the defaults, and try the loss on models with random weights.
+
+    Args:
+        config: what was asked for.
+        world: the processes; default this one, on the device of the configuration.
+        for_training: False leaves the pairs of layers and the trial out.
 
     Raises:
         DistillError: options out of range, data or models that do not exist or do not go together.
     """
-    config = fill_defaults(config)
-    device = find_device(config.run.device)
-    setup = _prepare_digits(config, device) if config.task == "digits" else _prepare_images(config, device)
-    _try_out(setup)
-    return setup
+    world = world or World(device=find_device(config.run.device))
+    config = fill_defaults(config, world.size)
+    setup = _prepare_images(config, world) if config.task == "images" else _prepare_generated(config, world)
+    if not for_training:
+        return setup
+    setup = replace(setup, config=_with_layers(setup))
+    return replace(setup, unused=_try_out(setup))
 
 
 def find_device(name: str) -> torch.device:
@@ -108,55 +148,67 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _prepare_digits(config: DistillConfig, device: torch.device) -> Setup:
-    default = (digits.STUDENT_LAYERS, digits.TEACHER_LAYERS)
-    config = _with_layers(config, digits.STUDENT, digits.TEACHER, default)
-    source = digits.load_digits(config.data.batch_size, device)
-    return Setup(config, source, digits.TEACHER, digits.STUDENT, device)
+def _prepare_generated(config: DistillConfig, world: World) -> Setup:
+    task, load = _GENERATED[config.task]
+    source = load(config.data.batch_size, world.device)
+    return Setup(config, source, task.TEACHER, task.STUDENT, world)
 
 
-def _prepare_images(config: DistillConfig, device: torch.device) -> Setup:
+def _prepare_images(config: DistillConfig, world: World) -> Setup:
     chosen, data = config.models, config.data
-    classes = len(image_folder.find_classes(data.data))
+    student_cfg = models.pretrained_cfg(chosen.student)
     image_size = data.image_size or models.native_image_size(chosen.student)
-    teacher, student = (models.timm_spec(name, classes, image_size) for name in (chosen.teacher, chosen.student))
     config = config.replace(data={"image_size": image_size})
-    config = _with_layers(config, student, teacher)
-    normalisation = resolve_data_config(pretrained_cfg=models.pretrained_cfg(chosen.student).to_dict())
-    source = image_folder.load_image_folder(data.data, image_size, data.batch_size, data.workers, normalisation, device)
-    return Setup(config, source, teacher, student, device)
+    normalisation = resolve_data_config(pretrained_cfg=student_cfg.to_dict())
+    source = images.load_images(config.data, normalisation, world.device, smoothing=config.loss.label_smoothing)
+    classes = len(source.classes)
+    student = models.timm_spec(chosen.student, classes, image_size)
+    teacher = models.timm_spec(chosen.teacher, classes, data.teacher_image_size or image_size)
+    return Setup(config, source, teacher, student, world)
 
 
-def _with_layers(
-    config: DistillConfig, student: ModelSpec, teacher: ModelSpec, default: tuple | None = None
-) -> DistillConfig:
+def _with_layers(setup: Setup) -> DistillConfig:
     """The configuration with its pairs of layers: given, from a file, or default ones; none yet for "auto"."""
+    config = setup.config
     asked = config.models.layers
     if config.models.student_layers is not None or asked == layer_choice.AUTO:
         return config
+    student, teacher = setup.student.build(), setup.teacher.build()
     if asked is not None:
-        choice = layer_choice.layers_from_file(config, student.build(), teacher.build())
+        choice = layer_choice.layers_from_file(config, student, teacher)
         pairs = choice.student_layers, choice.teacher_layers
+    elif config.task in _GENERATED:
+        task, _ = _GENERATED[config.task]
+        pairs = task.STUDENT_LAYERS, task.TEACHER_LAYERS
     else:
-        pairs = default or models.default_layer_pairs(student.build(), teacher.build())
+        pairs = models.default_layer_pairs(student, teacher)
     return config.replace(models={"student_layers": pairs[0], "teacher_layers": pairs[1]})
 
 
-def _try_out(setup: Setup) -> None:
-    """One pass over two random images and an optimizer, so that what cannot work is told before hours of training."""
+def _try_out(setup: Setup) -> tuple[str, ...]:
+    """One step over two random images, so that what cannot work is told before hours of training.
+
+    Returns:
+        The names of the student's parameters that get no gradient.
+    """
     size = setup.source.image_size
-    images = torch.randn(2, setup.source.in_chans, size, size)
+    inputs = torch.randn(2, setup.source.in_chans, size, size)
+    target = torch.zeros(2, dtype=torch.int64)
+    if setup.source.mixes:
+        target = nn.functional.one_hot(target, len(setup.source.classes)).float()
+    setup = replace(setup, world=World())
     try:
         student, teacher = setup.student.build(), setup.teacher.build()
         if not setup.has_layers:
             # Any of the choices that may come out is as good as another once the maps are of one size.
             layer_choice.check_auto(setup.source, student, teacher)
             setup = setup.with_layers(*models.default_layer_pairs(student, teacher))
-        task = setup.make_task(student, teacher, make_arms(setup.config.loss)[-1])
-        with torch.no_grad():
-            task.eval()(images, torch.zeros(2, dtype=torch.int64))
+        task = setup.make_task(student, teacher, make_arms(setup.config)[-1])
+        optimizer = make_optimizer(task, setup.config.optim)
+        task.eval()(inputs, target)["loss"].backward()
     except DistillError:
         raise
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise DistillError(f"teacher and student do not go together: {error}") from error
-    make_optimizer(task, setup.config.optim)
+    del optimizer
+    return tuple(name for name, p in student.named_parameters() if p.requires_grad and p.grad is None)

@@ -18,6 +18,7 @@ class ArmResult:
         test_images: how many there are.
         parameters: of the trained model.
         seconds: training and testing, per seed.
+        ema_top1: percent of the test images that the averaged weights recognise, per seed; empty without an average.
     """
 
     name: str
@@ -26,6 +27,7 @@ class ArmResult:
     test_images: int
     parameters: int
     seconds: tuple[float, ...]
+    ema_top1: tuple[float, ...] = ()
 
     @property
     def top1(self) -> list[float]:
@@ -50,6 +52,7 @@ class ArmResult:
             "test_correct": list(self.correct),
             "parameters": self.parameters,
             "seconds": list(self.seconds),
+            "ema_top1": list(self.ema_top1),
         }
 
 
@@ -71,7 +74,14 @@ def noise(a: ArmResult, b: ArmResult) -> float:
 
 
 def conclusions(teacher: ArmResult, students: Sequence[ArmResult], *, task: str, quick: bool) -> list[str]:
-    """Sentences that say what the numbers show, and no more."""
+    """Sentences that say what the numbers show, and no more; each arm is compared with the one before it.
+
+    Args:
+        teacher: tested once.
+        students: the arms that were trained, one or more; a single one is compared with nothing.
+        task: "digits" and "gratings" are called demonstrations.
+        quick: whether the run was too short to compare anything.
+    """
     images = students[0].test_images
     one = 100 / images
     sentences = []
@@ -84,6 +94,11 @@ def conclusions(teacher: ArmResult, students: Sequence[ArmResult], *, task: str,
             f"This is a demonstration on {images} test images of 8x8 pixels, where one image is {one:.2f} points; "
             "it cannot tell which loss is better on real photographs."
         )
+    elif task == "gratings":
+        sentences.append(
+            f"This is a demonstration on {images} generated images of gratings, where one image is {one:.2f} points; "
+            "it cannot tell which loss is better on real photographs."
+        )
     else:
         sentences.append(f"The test set has {images} images; one image is {one:.2g} points.")
     if quick:
@@ -92,10 +107,11 @@ def conclusions(teacher: ArmResult, students: Sequence[ArmResult], *, task: str,
     if len(students) > 2:
         pairs.append((students[-1], students[0]))
     sentences += [_comparison(arm, base) for arm, base in pairs]
-    if teacher.mean <= students[0].mean:
+    alone = next((arm for arm in students if arm.name == "labels"), None)
+    if alone is not None and teacher.mean <= alone.mean:
         sentences.append(
             f"The teacher ({teacher.mean:.2f}%) is not better than the student trained on labels only "
-            f"({students[0].mean:.2f}%), so there is little to learn from it."
+            f"({alone.mean:.2f}%), so there is little to learn from it."
         )
     if len(students[0].correct) == 1:
         sentences.append("One seed cannot show how much a run varies by chance; --seeds 5 would.")
@@ -135,18 +151,25 @@ def print_table(console, results: Sequence[ArmResult], title: str) -> None:
     if seeds > 1:
         table.caption = f"mean ± standard deviation over {seeds} seeds; seconds of all seeds"
         table.caption_justify = "left"
-    for column in ("test top-1 (%)", "images", "parameters", "seconds"):
+    averaged = any(result.ema_top1 for result in results)
+    for column in ("test top-1 (%)", *(["averaged (%)"] if averaged else []), "images", "parameters", "seconds"):
         table.add_column(column, justify="right")
     for result in results:
-        deviation = "" if result.deviation is None else f" ± {result.deviation:.2f}"
-        correct = statistics.fmean(result.correct)
+        correct = f"{statistics.fmean(result.correct):.1f}".removesuffix(".0")
         table.add_row(
             result.label,
-            f"{result.mean:.2f}{deviation}",
-            f"{correct:.0f} of {result.test_images}"
-            if correct == int(correct)
-            else f"{correct:.1f} of {result.test_images}",
+            spread(result.top1),
+            *([spread(result.ema_top1)] if averaged else []),
+            f"{correct} of {result.test_images}",
             f"{result.parameters:,}",
             f"{sum(result.seconds):.1f}",
         )
     console.print(table)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and, of several, sample standard deviation; empty for no values."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{deviation}"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,21 +12,25 @@ from skd.files import TEMPORARY, replacing
 
 
 class RunFolder:
-    """A new folder for one run.
+    """The folder of one run.
 
     Args:
         path: the folder; None makes ``runs/<task>-<date>-<time>`` and never takes one that exists.
         task: name of the task.
+        used: whether the folder may have the files of this run already.
 
     Raises:
         DistillError: ``path`` is a file, is not empty, or cannot be made.
     """
 
-    def __init__(self, path: Path | None, task: str):
+    def __init__(self, path: Path | None, task: str, *, used: bool = False):
         try:
-            self.path = _new_folder(task) if path is None else _claim(path)
+            self.path = _new_folder(task) if path is None else _claim(path, used)
         except OSError as error:
             raise DistillError(f"the output folder cannot be made: {error}") from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise DistillError(f"there is no permission to write to {self.path}; give another --out")
+        self._remove_temporary()  # of a run that was killed
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -58,15 +63,21 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what an interruption at the worst moment may leave: temporary files, and a folder without results."""
-        for temporary in self.path.glob(f"{TEMPORARY}*"):
-            temporary.unlink(missing_ok=True)
+        self._remove_temporary()
         if self.path.is_dir() and not any(self.path.iterdir()):
             self.path.rmdir()
 
+    def _remove_temporary(self) -> None:
+        for temporary in self.path.glob(f"{TEMPORARY}*"):
+            temporary.unlink(missing_ok=True)
 
-def _claim(path: Path) -> Path:
-    if path.is_dir() and any(path.iterdir()):
-        raise DistillError(f"--out {path} is not empty; give a new folder, so that no earlier run is overwritten")
+
+def _claim(path: Path, used: bool) -> Path:
+    if not used and path.is_dir() and any(path.iterdir()):
+        raise DistillError(
+            f"--out {path} is not empty; give a new folder, so that no earlier run is overwritten, or --resume auto "
+            "to go on with it"
+        )
     if path.exists() and not path.is_dir():
         raise DistillError(f"--out {path} is a file; give a new folder")
     path.mkdir(parents=True, exist_ok=True)

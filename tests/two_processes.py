@@ -1,0 +1,82 @@
+"""What one of several processes does in tests/test_distill_distributed.py: python two_processes.py OUT"""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+from small_training import Watch, make_training, numbers, weights
+from small_vits import vit
+from torch import nn
+
+from skd.distill.distributed import join, leave
+from skd.distill.errors import DistillError
+from skd.distill.interruption import Stopped
+
+PLAIN = {"epochs": 2, "opt": "momentum", "lr": 0.05, "ema": 0.9}
+
+
+class BrokenOnOne(nn.Module):
+    """Cross-entropy that is NaN in one process only, at some steps."""
+
+    def __init__(self, steps, broken: bool):
+        super().__init__()
+        self.steps, self.broken, self.calls = set(steps), broken, 0
+
+    def forward(self, logits, target):
+        self.calls += 1
+        loss = nn.functional.cross_entropy(logits, target)
+        return loss * math.nan if self.broken and self.calls - 1 in self.steps else loss
+
+
+def sharing_the_work(world) -> dict:
+    """Half of each batch; no dropped paths, whose draws are each process's own."""
+    batch_size = 8 // world.size
+    training = make_training(world, student=vit(dtype=torch.float32), data={"batch_size": batch_size}, optim=PLAIN)
+    training.run(Watch())
+    average = training.task.get_eval_model(ema=True).state_dict()
+    return {"weights": weights(training), "average": average, "results": numbers(training.results)}
+
+
+def broken_on_one(world) -> dict:
+    criterion = BrokenOnOne([1, 4], broken=world.rank == world.size - 1)
+    batch = {"batch_size": 8 // world.size}
+    training = make_training(world, student=vit(dtype=torch.float32), criterion=criterion, data=batch, optim=PLAIN)
+    training.run(Watch())
+    return {"weights": weights(training), "results": numbers(training.results)}
+
+
+def always_broken_on_one(world) -> dict:
+    criterion = BrokenOnOne(range(100), broken=world.rank == world.size - 1)
+    training = make_training(world, criterion=criterion, data={"batch_size": 8 // world.size})
+    try:
+        training.run(Watch())
+    except DistillError as error:
+        return {"sentence": str(error)}
+    return {}
+
+
+def stopped_on_one(world) -> dict:
+    """Only the last process hears the signal; all end after the same step, within the log interval."""
+    training = make_training(world, data={"batch_size": 8 // world.size}, engine={"log_interval": 4})
+    watch = Watch(stop_after=2 if world.rank == world.size - 1 else None)
+    watch.training = training
+    try:
+        training.run(watch)
+    except Stopped:
+        return {"steps": watch.steps, "states": len(watch.states)}
+    return {}
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    world = join(torch.device("cpu"))
+    cases = [sharing_the_work, broken_on_one, always_broken_on_one, stopped_on_one]
+    found = {case.__name__: case(world) for case in cases}
+    torch.save(found, out / f"rank{world.rank}.pt")
+    world.wait()
+    leave(world)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
