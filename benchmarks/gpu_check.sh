@@ -273,8 +273,9 @@ if [ ${#files[@]} -eq 0 ]; then
     problem "tests: no file in tests/ has tests marked gpu"
 else
     export SKD_TEST_REQUIRE=$required  # a backend that is missing fails its tests and does not skip them
-    part tests "$(share 34)" "$folder/tests.txt" "$python" -u -m pytest -m gpu -p no:cacheprovider --durations=10 \
-        "${files[@]}"
+    # Without pyproject.toml's options, which ask for pytest-xdist: the GPU is for one process at a time.
+    part tests "$(share 34)" "$folder/tests.txt" "$python" -u -m pytest -o addopts= -ra --strict-markers -m gpu \
+        -p no:cacheprovider --durations=10 "${files[@]}"
     tail -n 3 "$folder/tests.txt" 2>/dev/null | while read -r line; do say "    $line"; done
     if [ "$rc" -ne 0 ]; then
         problem "tests: $(why)"

@@ -3,10 +3,13 @@
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+pytest.register_assert_rewrite("pair_contract")
 
 # Other builds of the kernels to be tested in place of the installed ones.
 for name, variable in (("skd._cpu", "SKD_TEST_EXTENSION"), ("skd._cuda", "SKD_TEST_CUDA_EXTENSION")):
@@ -21,6 +24,27 @@ settings.register_profile("new", max_examples=int(os.environ.get("SKD_TEST_EXAMP
 settings.load_profile("new" if "SKD_TEST_EXAMPLES" in os.environ else "same")
 
 from kernels_here import kernels, using  # noqa: E402  (it loads the extension)
+
+SLOWEST = (
+    *("test_cuda_on_cpu", "test_distribution", "test_triton_fourier_interpreted", "test_triton_interpreted"),
+    *("test_avx512_emulated", "test_triton_fourier_ahead_of_time", "test_cuda_machine_code", "test_fft"),
+    *("test_recipe_parity", "test_distill_resume", "test_distill_distributed", "test_distill_run", "test_examples"),
+)
+"""The files that take longest, in this order."""
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest files begin, so that no process is left alone with one of them when all others have finished."""
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(SLOWEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """No other processes for one file, which they could not share, nor where the tests need a GPU for themselves."""
+    files = {argument.partition("::")[0] for argument in config.args}
+    one = len(files) == 1 and Path(*files).is_file()
+    return 0 if one or torch.cuda.is_available() else None
 
 
 @pytest.fixture(params=kernels())

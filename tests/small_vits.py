@@ -1,10 +1,20 @@
 """A pair of vision transformers that take milliseconds, and images for them."""
 
+import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 CLASSES = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For files that import it: threads that wait for each other cost more than they do where others use the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def vit(embed_dim=12, depth=3, seed=0, dtype=torch.float64, **kwargs):

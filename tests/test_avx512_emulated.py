@@ -1,5 +1,8 @@
 """The AVX-512 kernels on processors without AVX-512: their few intrinsics emulated, their 64-byte vectors split by the
-compiler. What runs natively elsewhere is the same source."""
+compiler. What runs natively elsewhere is the same source.
+
+The emulated processor is slow, and what is new on it is how many lanes a vector has: one case of the matrix in three.
+"""
 
 import os
 import platform
@@ -48,15 +51,15 @@ def test_the_kernels_pass_with_vectors_of_sixteen_lanes(tmp_path):
     subprocess.run([CXX, "-shared", "-pthread", *objects, "-o", library], check=True)
 
     for file, tests, at_least in (
-        ("spectral_align", ["test_loss_and_gradient", "test_large_calls", "test_any_upstream", "test_opcheck"], 800),
-        ("fourier_align", ["test_loss_and_gradient", "test_every_combination", "test_larger_maps"], 1000),
-        ("spectral_intensity", ["test_intensity", "test_every_dtype", "test_very_small", "test_zeros"], 280),
+        ("spectral_align", ["test_loss_and_gradient", "test_large_calls", "test_any_upstream", "test_opcheck"], 180),
+        ("fourier_align", ["test_loss_and_gradient", "test_every_combination", "test_larger_maps"], 380),
+        ("spectral_intensity", ["test_intensity", "test_every_dtype", "test_very_small", "test_zeros"], 90),
     ):
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/test_{file}.py"]
         done = subprocess.run(
             [*command, "-k", f"({' or '.join(tests)}) and not reference"],
             cwd=ROOT,
-            env={**os.environ, "SKD_TEST_EXTENSION": str(library)},
+            env={**os.environ, "SKD_TEST_EXTENSION": str(library), "SKD_TEST_SHARE": "3"},
             capture_output=True,
             text=True,
             timeout=600,

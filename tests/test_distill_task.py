@@ -8,7 +8,7 @@ from torch import nn
 
 pytest.importorskip("timm", reason="the trainer is built on timm (extra 'train')")
 
-from small_vits import CLASSES, batch, models, vit  # noqa: E402
+from small_vits import CLASSES, batch, models, one_thread, vit  # noqa: E402, F401
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 from timm.optim import create_optimizer_v2  # noqa: E402
 from timm.task import TrainingTask  # noqa: E402

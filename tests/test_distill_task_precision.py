@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("timm", reason="the trainer is built on timm (extra 'train')")
 
 from gpu_helpers import needs_gpu  # noqa: E402
-from small_vits import CLASSES, batch, models, vit  # noqa: E402
+from small_vits import CLASSES, batch, models, one_thread, vit  # noqa: E402, F401
 from timm.loss import SoftTargetCrossEntropy  # noqa: E402
 
 from skd import FeatureTap, spectral_loss  # noqa: E402

@@ -3,12 +3,14 @@
 import functools
 import math
 
+import pair_contract as contract
 import pytest
 import torch
 from cases import BF16, F16, F32, F64, ORDERS, Case, matrix, random
 from hypothesis import given
 from hypothesis import strategies as st
 from kernels_here import each_with_kernels, kernels, using
+from pair_contract import ONE, WITHOUT_FLOAT64, layers, refuses
 from torch.utils.checkpoint import checkpoint
 
 import skd
@@ -102,13 +104,6 @@ def assert_close_to_float64(student, teacher, options, loss, gradient, spectra, 
             torch.testing.assert_close(ours.double(), true, rtol=tolerance, atol=tolerance * true.max().item() + 1e-38)
 
 
-WITHOUT_FLOAT64 = ("cuda", "triton")
-
-
-def refuses(backend, case):
-    return backend in WITHOUT_FLOAT64 and F64 in (case.student_dtype, case.teacher_dtype)
-
-
 def check(case, options, backend):
     student, teacher = case.make()
     given = options_for(student, teacher, **options)
@@ -176,13 +171,12 @@ def test_any_shape_order_and_dtype(options, **description):
             assert_close_to_float64(student, teacher, options, loss.detach(), gradient, spectra, strict=False)
 
 
-ONE = Case(2, 16, 32, 7, 7, "tokens", "nchw")
-TWO = [ONE, Case(2, 24, 24, 14, 14)]
+def loss_by(backend):
+    return functools.partial(skd.spectral_loss, match="magnitude", backend=backend)
 
 
-def layers(cases=TWO):
-    students, teachers = zip(*(case.make() for case in cases), strict=True)
-    return list(students), list(teachers)
+def oracle(student, teacher):
+    return float64_oracle(student, teacher, "magnitude")
 
 
 def magnitude_gradient(student, teacher):
@@ -257,11 +251,7 @@ def test_spectra_do_not_change_the_loss(backend, match):
 
 @pytest.mark.parametrize("upstream", [torch.tensor([0.7, -3.1]), torch.tensor([2.0, 0.0]), torch.ones(1).expand(2)])
 def test_any_upstream_gradient_of_each_layer(backend, upstream):
-    students, teachers = layers()
-    losses = skd.spectral_loss(students, teachers, "magnitude", reduction="none", backend=backend)
-    gradients = torch.autograd.grad(losses, students, upstream)
-    for g, s, t, factor in zip(gradients, students, teachers, upstream.tolist(), strict=True):
-        torch.testing.assert_close(g.double(), factor * magnitude_gradient(s, t), rtol=1e-4, atol=1e-8)
+    contract.check_upstream_gradients(loss_by(backend), oracle, upstream, rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16, F64])
@@ -269,12 +259,7 @@ def test_any_upstream_gradient_of_each_layer(backend, upstream):
 def test_a_loss_used_in_a_larger_one(backend, dtype, factor):
     if dtype == F64 and backend in WITHOUT_FLOAT64:
         pytest.skip("this backend refuses float64")
-    student, teacher = Case(2, 16, 32, 7, 7, student_dtype=dtype, teacher_dtype=dtype).make()
-    (skd.spectral_loss(student, teacher, "magnitude", backend=backend) * factor).backward()
-    expected = factor * magnitude_gradient(student, teacher)
-    error = (student.grad.double() - expected).norm()
-    roundings = 1 if math.frexp(abs(factor))[0] in (0.0, 0.5) else 2
-    assert error <= roundings * ROUNDING[dtype] * expected.norm() + (1e-7 if dtype == F16 else 0)
+    contract.check_a_loss_used_in_a_larger_one(loss_by(backend), oracle, dtype, factor, ROUNDING)
 
 
 def test_large_bands_do_not_overflow_float16(backend):
@@ -286,16 +271,7 @@ def test_large_bands_do_not_overflow_float16(backend):
 
 
 def test_backward_may_run_again_and_inputs_are_never_written(backend):
-    students, teachers = layers()
-    before = [x.detach().clone() for x in (*students, *teachers)]
-    loss = skd.spectral_loss(students, teachers, "magnitude", backend=backend) * 0.3
-    loss.backward(retain_graph=True)
-    once = [s.grad.clone() for s in students]
-    loss.backward()
-    for s, g in zip(students, once, strict=True):
-        torch.testing.assert_close(s.grad, 2 * g)
-    for x, copy in zip((*students, *teachers), before, strict=True):
-        assert torch.equal(x.detach(), copy)
+    contract.check_backward_runs_again_and_inputs_are_never_written(loss_by(backend))
 
 
 def test_one_map_in_two_layers_and_two_losses(backend):
@@ -322,43 +298,22 @@ def test_under_checkpointing(backend):
 
 
 def test_only_the_students_that_need_a_gradient_get_one(backend):
-    students, teachers = layers()
-    students[1] = students[1].detach()
-    skd.spectral_loss(students, teachers, "magnitude", backend=backend).backward()
-    assert students[0].grad is not None and students[1].grad is None
-    with torch.no_grad():
-        assert not skd.spectral_loss(students, teachers, "magnitude", backend=backend).requires_grad
+    contract.check_only_the_students_that_need_a_gradient_get_one(loss_by(backend))
 
 
 def test_gradcheck(backend):
     if backend in WITHOUT_FLOAT64:
         pytest.skip("gradcheck needs float64")
-    students, teachers = layers(
-        [Case(1, 2, 3, 3, 4, student_dtype=F64), Case(2, 3, 2, 2, 3, "tokens", "tokens", F64, F64)]
-    )
     for match in ("magnitude", "log_magnitude"):
-        torch.autograd.gradcheck(
-            lambda *s, m=match: skd.spectral_loss(s, teachers, m, reduction="none", backend=backend), students
-        )
+        contract.check_gradcheck(functools.partial(skd.spectral_loss, match=match, backend=backend))
 
 
 def test_a_second_derivative_raises(backend):
-    student, teacher = ONE.make()
-    loss = skd.spectral_loss(student, teacher, "magnitude", backend=backend)
-    (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        gradient.square().sum().backward()
+    contract.check_a_second_derivative_raises(loss_by(backend))
 
 
 def test_forward_mode_and_transforms_are_refused(backend):
-    student, teacher = ONE.make()
-    loss = functools.partial(skd.spectral_loss, match="magnitude", backend=backend)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(student.detach(), torch.ones_like(student))
-        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-            loss(dual, teacher)
-    with pytest.raises(RuntimeError, match=r"torch\.func"):
-        torch.func.grad(lambda s: loss(s, teacher))(student.detach())
+    contract.check_forward_mode_and_transforms_are_refused(loss_by(backend))
 
 
 def test_a_trainable_teacher_is_refused(backend):
@@ -370,41 +325,15 @@ def test_a_trainable_teacher_is_refused(backend):
 
 
 def test_training_with_each_backend_follows_one_curve():
-    """Trap 20: forty steps of a small network; the curves of all backends coincide."""
-    curves = {}
-    for name in {"reference", *(kernel.partition(":")[0] for kernel in kernels())}:
-        torch.manual_seed(0)
-        student = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 16, 3, 2, 1), torch.nn.GELU(), torch.nn.Conv2d(16, 24, 3, 1, 1)
-        )
-        teacher = torch.nn.Conv2d(3, 48, 5, 2, 2).requires_grad_(False)
-        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
-        curve = []
-        for step in range(40):
-            images = torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(step))
-            loss = skd.spectral_loss(student(images), teacher(images), "magnitude", backend=name)
-            optimizer.zero_grad()
-            (0.2 * loss).backward()
-            optimizer.step()
-            curve.append(loss.item())
-        assert curve[-1] < 0.6 * curve[0]
-        curves[name] = torch.tensor(curve)
-    for curve in curves.values():
-        torch.testing.assert_close(curve, curves["reference"], rtol=1e-3, atol=0)
+    contract.check_training_follows_one_curve("magnitude", falls_to=0.6)
 
 
 # --- Layers, reductions, sizes ---
 
 
 def test_reductions_and_weights(backend):
-    students, teachers = layers()
-    each = [float64_oracle(s, t, "magnitude")[0] for s, t in zip(students, teachers, strict=True)]
-    each, weights = torch.stack(each).float(), [0.25, 3.0]
-    for w in (None, weights, 0.2):
-        scaled = each * torch.tensor(1.0 if w is None else w)
-        for reduction, expected in (("none", scaled), ("sum", scaled.sum()), ("mean", scaled.mean())):
-            loss = skd.SpectralLoss("magnitude", weights=w, reduction=reduction, backend=backend)(students, teachers)
-            torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
+    criterion = functools.partial(skd.SpectralLoss, "magnitude", backend=backend)
+    contract.check_reductions_and_weights(criterion, oracle, rtol=2e-6)
 
 
 def test_bands_for_layers_of_different_sizes(backend):
@@ -435,15 +364,7 @@ def test_seventy_thousand_planes(backend):
 
 
 def test_offsets_beyond_32_bits(backend):
-    """Two images 2^31 elements apart; only the pages that are touched take memory."""
-    far = 2**31 + 16
-    memory = torch.empty(far + 1024, dtype=BF16)
-    teacher = memory.as_strided((2, 8, 4, 4), (far, 16, 4, 1))
-    teacher.copy_(torch.randn(2, 8, 4, 4))
-    student = torch.randn(2, 8, 4, 4, requires_grad=True)
-    loss = skd.spectral_loss(student, teacher, "magnitude", backend=backend)
-    expected = float64_oracle(student, teacher.clone(), "magnitude")[0]
-    assert abs(loss.double() - expected) <= 1e-6 * expected
+    contract.check_offsets_beyond_32_bits(loss_by(backend), oracle)
 
 
 @pytest.mark.parametrize("size", [(28, 28), (56, 56), (32, 32), (33, 35), (64, 48), (5, 128), (97, 3)])
@@ -464,10 +385,7 @@ def test_under_autocast_nothing_is_cast_down(backend, dtype, channels):
 
 
 def test_the_gradient_lies_in_memory_as_the_student_does(backend):
-    for order in ("nchw", "nhwc", "tokens"):
-        student, teacher = Case(2, 16, 16, 6, 5, order).make()
-        (gradient,) = torch.autograd.grad(skd.spectral_loss(student, teacher, "magnitude", backend=backend), student)
-        assert gradient.stride() == torch.empty_like(student).stride()
+    contract.check_the_gradient_lies_in_memory_as_the_student_does(loss_by(backend))
 
 
 # --- torch.library, torch.compile, determinism ---
@@ -514,36 +432,15 @@ def test_compiles_as_one_graph(backend):
 
 
 def test_one_graph_serves_all_batch_sizes(backend):
-    torch._dynamo.reset()
-    graphs = []
-
-    def count(graph, _):
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(
-        lambda s, t: skd.spectral_loss(s, t, "magnitude", backend=backend), fullgraph=True, dynamic=True, backend=count
-    )
-    for batch in (2, 3, 5, 8):
-        student, teacher = Case(batch, 6, 12, 7, 7).make()
-        loss = compiled(student, teacher)
-        loss.backward()
-        assert abs(loss.item() - float64_oracle(student, teacher, "magnitude")[0]) < 1e-6
-    assert len(graphs) == 1
+    contract.check_one_graph_serves_all_batch_sizes(loss_by(backend), oracle)
 
 
 @pytest.mark.parametrize("orders", [("nchw", "nchw"), ("tokens", "nchw"), ("nchw", "tokens"), ("sliced", "sliced")])
 def test_the_same_bits_from_run_to_run_and_for_any_number_of_threads(backend, orders):
     student, teacher = Case(8, 48, 96, 14, 14, *orders).make()
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 8, 1, 8):
-            torch.set_num_threads(threads)
-            loss, spectra = skd.spectral_loss(student, teacher, "magnitude", return_spectra=True, backend=backend)
-            results.append((loss.detach(), torch.autograd.grad(loss, student)[0], *spectra[0]))
-    finally:
-        torch.set_num_threads(before)
-    compared = results if backend != "reference" else [results[0], results[4]]  # PyTorch's sums depend on the threads
-    for other in compared[1:]:
-        for x, y in zip(other, compared[0], strict=True):
-            assert torch.equal(x, y)
+
+    def results():
+        loss, spectra = loss_by(backend)(student, teacher, return_spectra=True)
+        return loss.detach(), torch.autograd.grad(loss, student)[0], *spectra[0]
+
+    contract.check_the_same_bits_for_any_number_of_threads(backend, results)

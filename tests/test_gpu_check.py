@@ -43,7 +43,7 @@ case "$*" in
     if [ "$FAKE_BUILD" = fail ]; then echo "error: compilation failed: spectral_align.cu(3)"; exit 1; fi
     act "$FAKE_BUILD" ;;
 *"setup.py build_ext"*) note "build_ext"; act "$FAKE_BUILD" ;;
-*"-m pytest"*)
+*"-m pytest -o addopts= "*)  # neither pytest-xdist nor its processes
     note "pytest $SKD_TEST_REQUIRE ${*: -1}"
     act "$FAKE_TESTS"
     case "$FAKE_TESTS" in

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import pair_contract as contract
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from cases import BF16, F16, F32, F64, ORDERS, Case, constant_difference, matrix
 from hypothesis import given
 from hypothesis import strategies as st
 from kernels_here import each_with_kernels, kernels, using
+from pair_contract import ONE, TWO, WITHOUT_FLOAT64, layers, refuses
 from torch.utils.checkpoint import checkpoint
 
 import skd
@@ -54,14 +56,6 @@ def assert_close_to_float64(case, match, loss, gradient, student, teacher):
         if student.dtype in (F32, F64):
             bias = (gradient.double() - expected).mean().item() / expected.abs().mean().item()
             assert abs(bias) < 1e-6 + 0.5 * per_number / norm
-
-
-WITHOUT_FLOAT64 = ("cuda", "triton")
-"""The kernels for GPUs; that they refuse float64 is tested with the matrix."""
-
-
-def refuses(backend, case):
-    return backend in WITHOUT_FLOAT64 and F64 in (case.student_dtype, case.teacher_dtype)
 
 
 @pytest.mark.parametrize("match", MATCHES)
@@ -131,13 +125,12 @@ def test_any_shape_order_and_dtype(match, **description):
             assert_close_to_float64(case, match, loss.detach(), gradient, student, teacher)
 
 
-ONE = Case(2, 16, 32, 7, 7, "tokens", "nchw")
-TWO = [ONE, Case(2, 24, 24, 14, 14)]
+def loss_by(backend):
+    return functools.partial(skd.spectral_loss, backend=backend)
 
 
-def layers(cases=TWO):
-    students, teachers = zip(*(case.make() for case in cases), strict=True)
-    return list(students), list(teachers)
+def oracle(student, teacher):
+    return float64_oracle(student, teacher, "complex")
 
 
 # --- Gradients ---
@@ -145,12 +138,7 @@ def layers(cases=TWO):
 
 @pytest.mark.parametrize("upstream", [torch.tensor([0.7, -3.1]), torch.tensor([2.0, 0.0]), torch.ones(1).expand(2)])
 def test_any_upstream_gradient_of_each_layer(backend, upstream):
-    students, teachers = layers()
-    losses = skd.spectral_loss(students, teachers, reduction="none", backend=backend)
-    gradients = torch.autograd.grad(losses, students, upstream)
-    for g, s, t, factor in zip(gradients, students, teachers, upstream.tolist(), strict=True):
-        expected = factor * float64_oracle(s, t, "complex")[1]
-        torch.testing.assert_close(g.double(), expected, rtol=1e-5, atol=1e-9)
+    contract.check_upstream_gradients(loss_by(backend), oracle, upstream, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16, F64])
@@ -158,13 +146,7 @@ def test_any_upstream_gradient_of_each_layer(backend, upstream):
 def test_a_loss_used_in_a_larger_one(backend, dtype, factor):
     if dtype == F64 and backend in WITHOUT_FLOAT64:
         pytest.skip("this backend refuses float64")
-    student, teacher = Case(2, 16, 32, 7, 7, student_dtype=dtype, teacher_dtype=dtype).make()
-    (skd.spectral_loss(student, teacher, backend=backend) * factor).backward()
-    expected = factor * float64_oracle(student, teacher, "complex")[1]
-    error = (student.grad.double() - expected).norm()
-    # A factor that is a power of two is exact; any other may round a 16-bit gradient a second time.
-    roundings = 1 if math.frexp(abs(factor))[0] in (0.0, 0.5) else 2
-    assert error <= roundings * ROUNDING[dtype] * expected.norm() + (1e-7 if dtype == F16 else 0)
+    contract.check_a_loss_used_in_a_larger_one(loss_by(backend), oracle, dtype, factor, ROUNDING)
 
 
 def test_a_float16_gradient_does_not_underflow_while_it_is_stored(backend):
@@ -200,23 +182,8 @@ def test_a_lazily_negated_map_is_read_as_it_is_meant(backend):
     assert abs(loss - expected) < 1e-6
 
 
-def test_backward_may_run_again(backend):
-    students, teachers = layers()
-    loss = skd.spectral_loss(students, teachers, backend=backend) * 0.3
-    loss.backward(retain_graph=True)
-    once = [s.grad.clone() for s in students]
-    loss.backward(retain_graph=True)
-    loss.backward()
-    for s, g in zip(students, once, strict=True):
-        torch.testing.assert_close(s.grad, 3 * g)
-
-
-def test_inputs_are_never_written(backend):
-    students, teachers = layers()
-    before = [x.detach().clone() for x in (*students, *teachers)]
-    (skd.spectral_loss(students, teachers, backend=backend) * 0.5).backward()
-    for x, copy in zip((*students, *teachers), before, strict=True):
-        assert torch.equal(x.detach(), copy)
+def test_backward_may_run_again_and_inputs_are_never_written(backend):
+    contract.check_backward_runs_again_and_inputs_are_never_written(loss_by(backend))
 
 
 def test_one_map_in_two_layers_and_two_losses(backend):
@@ -243,46 +210,22 @@ def test_under_checkpointing(backend, reentrant):
 
 
 def test_only_the_students_that_need_a_gradient_get_one(backend):
-    students, teachers = layers()
-    students[1] = students[1].detach()
-    skd.spectral_loss(students, teachers, backend=backend).backward()
-    assert students[0].grad is not None and students[1].grad is None
-    with torch.no_grad():
-        assert not skd.spectral_loss(students, teachers, backend=backend).requires_grad
+    contract.check_only_the_students_that_need_a_gradient_get_one(loss_by(backend))
 
 
 def test_gradcheck(backend):
     if backend in WITHOUT_FLOAT64:
         pytest.skip("gradcheck needs float64")
-    students, teachers = layers(
-        [Case(1, 2, 3, 3, 4, student_dtype=F64), Case(2, 3, 2, 2, 3, "tokens", "tokens", F64, F64)]
-    )
     for match in MATCHES:
-        torch.autograd.gradcheck(
-            lambda *s, m=match: skd.spectral_loss(s, teachers, m, reduction="none", backend=backend), students
-        )
+        contract.check_gradcheck(functools.partial(skd.spectral_loss, match=match, backend=backend))
 
 
 def test_a_second_derivative_raises(backend):
-    """Also where the upstream gradient is a constant, so that PyTorch by itself would see nothing to differentiate."""
-    student, teacher = ONE.make()
-    (gradient,) = torch.autograd.grad(skd.spectral_loss(student, teacher, backend=backend), student, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        gradient.square().sum().backward()
+    contract.check_a_second_derivative_raises(loss_by(backend))
 
 
 def test_forward_mode_and_transforms_are_refused(backend):
-    student, teacher = ONE.make()
-    loss = functools.partial(skd.spectral_loss, backend=backend)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(student.detach(), torch.ones_like(student))
-        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-            loss(dual, teacher)
-        loss(student, teacher)
-    with pytest.raises(RuntimeError, match=r"torch\.func"):
-        torch.func.grad(lambda s: loss(s, teacher))(student.detach())
-    with pytest.raises(RuntimeError, match=r"torch\.func"):
-        torch.func.vmap(loss)(student.detach()[:, None], teacher[:, None])
+    contract.check_forward_mode_and_transforms_are_refused(loss_by(backend))
 
 
 def test_calls_past_the_checks_are_refused_not_computed(backend):
@@ -308,42 +251,16 @@ def test_a_trainable_teacher_is_refused(backend):
 
 
 def test_training_with_each_backend_follows_one_curve():
-    """Trap 20: forty steps of a small network; the curves of all backends coincide."""
-    curves = {}
-    for name in {"reference", *(kernel.partition(":")[0] for kernel in kernels())}:
-        torch.manual_seed(0)
-        student = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 16, 3, 2, 1), torch.nn.GELU(), torch.nn.Conv2d(16, 24, 3, 1, 1)
-        )
-        teacher = torch.nn.Conv2d(3, 48, 5, 2, 2).requires_grad_(False)
-        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
-        curve = []
-        for step in range(40):
-            images = torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(step))
-            loss = skd.spectral_loss(student(images), teacher(images), backend=name)
-            optimizer.zero_grad()
-            (0.2 * loss).backward()
-            optimizer.step()
-            curve.append(loss.item())
-        assert curve[-1] < 0.5 * curve[0]
-        curves[name] = torch.tensor(curve)
-    assert len(curves) >= 1
-    for curve in curves.values():
-        torch.testing.assert_close(curve, curves["reference"], rtol=1e-3, atol=0)
+    contract.check_training_follows_one_curve("complex", falls_to=0.5)
 
 
 # --- Layers, reductions, options ---
 
 
 def test_reductions_and_weights(backend):
+    criterion = functools.partial(skd.SpectralLoss, backend=backend)
+    contract.check_reductions_and_weights(criterion, oracle, rtol=1e-6)
     students, teachers = layers()
-    each = torch.stack([float64_oracle(s, t, "complex")[0] for s, t in zip(students, teachers, strict=True)]).float()
-    weights = [0.25, 3.0]
-    for w in (None, weights, 0.2, tuple(weights)):
-        scaled = each * torch.tensor(1.0 if w is None else w)
-        for reduction, expected in (("none", scaled), ("sum", scaled.sum()), ("mean", scaled.mean())):
-            loss = skd.SpectralLoss(weights=w, reduction=reduction, backend=backend)(students, teachers)
-            torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     one = skd.spectral_loss(students[0], teachers[0], reduction="none", backend=backend)
     assert one.shape == (1,)
 
@@ -364,15 +281,7 @@ def test_seventy_thousand_planes(backend):
 
 
 def test_offsets_beyond_32_bits(backend):
-    """Two images 2^31 elements apart; only the pages that are touched take memory."""
-    far = 2**31 + 16
-    memory = torch.empty(far + 1024, dtype=BF16)
-    teacher = memory.as_strided((2, 8, 4, 4), (far, 16, 4, 1))
-    teacher.copy_(torch.randn(2, 8, 4, 4))
-    student = torch.randn(2, 8, 4, 4, requires_grad=True)
-    loss = skd.spectral_loss(student, teacher, backend=backend)
-    expected, _ = float64_oracle(student, teacher.clone(), "complex")
-    assert abs(loss.double() - expected) <= 1e-6 * expected
+    contract.check_offsets_beyond_32_bits(loss_by(backend), oracle)
 
 
 @pytest.mark.parametrize("grid", [7, 14, 56])
@@ -390,11 +299,7 @@ def test_under_autocast_nothing_is_cast_down(backend, dtype, grid, channels):
 
 
 def test_the_gradient_lies_in_memory_as_the_student_does(backend):
-    for order in ("nchw", "nhwc", "tokens"):
-        student, teacher = Case(2, 16, 16, 6, 5, order).make()
-        (gradient,) = torch.autograd.grad(skd.spectral_loss(student, teacher, backend=backend), student)
-        assert gradient.stride() == torch.empty_like(student).stride()
-        assert (gradient.stride(1) == 1) == (order != "nchw")
+    contract.check_the_gradient_lies_in_memory_as_the_student_does(loss_by(backend))
 
 
 # --- torch.library, torch.compile ---
@@ -431,22 +336,7 @@ def test_compiles_as_one_graph(backend, dtype):
 
 
 def test_one_graph_serves_all_batch_sizes(backend):
-    torch._dynamo.reset()
-    graphs = []
-
-    def count(graph, _):
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(
-        lambda s, t: skd.spectral_loss(s, t, backend=backend), fullgraph=True, dynamic=True, backend=count
-    )
-    for batch in (2, 3, 5, 8):
-        student, teacher = Case(batch, 6, 12, 7, 7).make()
-        loss = compiled(student, teacher)
-        loss.backward()
-        assert abs(loss.item() - float64_oracle(student, teacher, "complex")[0]) < 1e-6
-    assert len(graphs) == 1
+    contract.check_one_graph_serves_all_batch_sizes(loss_by(backend), oracle)
 
 
 @pytest.mark.slow
@@ -464,17 +354,12 @@ def test_compiles_with_inductor():
 @pytest.mark.parametrize("orders", [("nchw", "nchw"), ("tokens", "nchw"), ("nchw", "tokens"), ("sliced", "sliced")])
 def test_the_same_bits_from_run_to_run_and_for_any_number_of_threads(backend, orders):
     student, teacher = Case(16, 48, 96, 14, 14, *orders).make()
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 8, 1, 8):
-            torch.set_num_threads(threads)
-            loss = skd.spectral_loss(student, teacher, backend=backend)
-            results.append((loss.detach(), torch.autograd.grad(loss, student)[0]))
-    finally:
-        torch.set_num_threads(before)
-    compared = results if backend != "reference" else [results[0], results[4]]  # PyTorch's sums depend on the threads
-    for loss, gradient in compared[1:]:
-        assert torch.equal(loss, compared[0][0]) and torch.equal(gradient, compared[0][1])
+
+    def results():
+        loss = loss_by(backend)(student, teacher)
+        return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+    contract.check_the_same_bits_for_any_number_of_threads(backend, results)
 
 
 def test_large_calls_write_past_the_caches_and_still_every_number(poisoned, two_threads):

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("timm", reason="the trainer is built on timm (extra 'train')")
 
-from small_vits import CLASSES, batch, vit  # noqa: E402
+from small_vits import CLASSES, batch, one_thread, vit  # noqa: E402, F401
 from timm.models import load_checkpoint  # noqa: E402
 from timm.optim import create_optimizer_v2  # noqa: E402
 from timm.scheduler import create_scheduler_v2  # noqa: E402

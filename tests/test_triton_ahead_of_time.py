@@ -4,26 +4,12 @@ A launch is compiled exactly as the JIT would (specialised to the tensors' align
 compilation takes about a second and a half: every pair of dtypes on sm_90, one on the others, in two processes.
 """
 
-import importlib.util
 import itertools
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs Triton", allow_module_level=True)
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
-
-import triton_ahead_of_time as ahead  # noqa: E402
-
-if not os.path.exists(ahead.CUOBJDUMP):
-    pytest.skip("needs the cuobjdump of Triton's wheel", allow_module_level=True)
-
-from skd.kernels import spectral_align  # noqa: E402
+import triton_ahead_of_time as ahead
+from skd.kernels import spectral_align
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 ORDERS = list(itertools.product(("nchw", "tokens"), repeat=2))
@@ -44,18 +30,10 @@ OTHERS += [(ahead.compile_scale, (90, d, place, 1000)) for d in (F32, BF16, F16)
 OTHERS += [(ahead.compile_scale, (a, BF16, True, 1 << 20)) for a in (80, 86, 89, 100, 120)]
 
 
-def name(value):
-    return "-".join(map(name, value)) if isinstance(value, tuple) else str(getattr(value, "__name__", value))
-
-
 @pytest.fixture(scope="module")
 def compiled():
-    """Every launch, compiled in two processes of their own: in this one the absent driver would stay behind."""
-    work = [(ahead.compile_layer, x) for x in (*LAYERS, *GENERAL)] + OTHERS
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {item: pool.submit(item[0], *item[1]) for item in work}
-        yield lambda function, arguments: futures[function, arguments].result()
-        pool.shutdown(cancel_futures=True)
+    with ahead.compiled_elsewhere([(ahead.compile_layer, x) for x in (*LAYERS, *GENERAL)] + OTHERS) as result:
+        yield result
 
 
 def check_every_kernel(code, registers=None):
@@ -75,7 +53,7 @@ def contiguous_bits(kernel, order, dtype, side, ratio):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", LAYERS, ids=name)
+@pytest.mark.parametrize("case", LAYERS, ids=ahead.name)
 def test_fast_paths_access_memory_in_wide_vectors(compiled, case):
     _, orders, channels, side, dtypes = case
     kernel, code = compiled(ahead.compile_layer, case)
@@ -91,7 +69,7 @@ def test_fast_paths_access_memory_in_wide_vectors(compiled, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", GENERAL, ids=name)
+@pytest.mark.parametrize("case", GENERAL, ids=ahead.name)
 def test_the_general_kernel_compiles_without_spills(compiled, case):
     kernel, code = compiled(ahead.compile_layer, case)
     assert kernel == "general_kernel"
@@ -99,7 +77,7 @@ def test_the_general_kernel_compiles_without_spills(compiled, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function, arguments", OTHERS, ids=name)
+@pytest.mark.parametrize("function, arguments", OTHERS, ids=ahead.name)
 def test_small_kernels(compiled, function, arguments):
     kernel, code = compiled(function, arguments)
     check_every_kernel(code)

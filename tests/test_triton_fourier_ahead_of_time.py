@@ -3,26 +3,12 @@
 A compilation takes some seconds: most combinations on sm_90, few on the others, in two processes.
 """
 
-import importlib.util
 import itertools
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs Triton", allow_module_level=True)
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
-
-import triton_ahead_of_time as ahead  # noqa: E402
-
-if not os.path.exists(ahead.CUOBJDUMP):
-    pytest.skip("needs the cuobjdump of Triton's wheel", allow_module_level=True)
-
-from skd.kernels import fourier_align, spectral_intensity  # noqa: E402
+import triton_ahead_of_time as ahead
+from skd.kernels import fourier_align, spectral_intensity
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 ORDERS = list(itertools.product(("nchw", "tokens"), repeat=2))
@@ -57,19 +43,11 @@ INTENSITY = [
 ]
 
 
-def name(value):
-    return "-".join(map(name, value)) if isinstance(value, tuple) else str(getattr(value, "__name__", value))
-
-
 @pytest.fixture(scope="module")
 def compiled():
-    """Every launch, compiled in two processes of their own: in this one the absent driver would stay behind."""
     work = [(ahead.compile_fourier, x) for x in (*TILES, *SPILLED, *LARGE)]
-    work += [(ahead.compile_intensity, x) for x in INTENSITY]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {item: pool.submit(item[0], *item[1]) for item in work}
-        yield lambda function, arguments: futures[function, arguments].result()
-        pool.shutdown(cancel_futures=True)
+    with ahead.compiled_elsewhere(work + [(ahead.compile_intensity, x) for x in INTENSITY]) as result:
+        yield result
 
 
 def check(codes, spilled=0):
@@ -79,7 +57,7 @@ def check(codes, spilled=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", TILES, ids=name)
+@pytest.mark.parametrize("case", TILES, ids=ahead.name)
 def test_small_planes_take_one_kernel_without_spills(compiled, case):
     codes = compiled(ahead.compile_fourier, case)
     assert codes[0][0] == "fourier_tile_kernel"
@@ -90,13 +68,13 @@ def test_small_planes_take_one_kernel_without_spills(compiled, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", SPILLED, ids=name)
+@pytest.mark.parametrize("case", SPILLED, ids=ahead.name)
 def test_what_is_spilled_is_bounded(compiled, case):
     check(compiled(ahead.compile_fourier, case), SPILLED[case])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", LARGE, ids=name)
+@pytest.mark.parametrize("case", LARGE, ids=ahead.name)
 def test_the_passes_for_large_planes(compiled, case):
     codes = compiled(ahead.compile_fourier, case)
     assert {"pool_kernel", "transform_kernel", "compare_kernel", "unpool_kernel"} <= {kernel for kernel, _ in codes}
@@ -104,7 +82,7 @@ def test_the_passes_for_large_planes(compiled, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", INTENSITY, ids=name)
+@pytest.mark.parametrize("case", INTENSITY, ids=ahead.name)
 def test_intensity(compiled, case):
     check(compiled(ahead.compile_intensity, case))
 

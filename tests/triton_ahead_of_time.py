@@ -1,21 +1,57 @@
-"""Compiles Triton launches for a GPU that is not there, and reads what the machine code does."""
+"""Compiles Triton launches for a GPU that is not there, and reads what the machine code does.
 
+A file of tests that imports this is skipped where it cannot be done.
+"""
+
+import contextlib
+import importlib.util
+import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
-from skd.ops.spectral_align import row_weight
-from skd.ops.stored_gradients import stored_dtype
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("needs Triton", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime import driver  # noqa: E402
+
+from skd.ops.spectral_align import row_weight  # noqa: E402
+from skd.ops.stored_gradients import stored_dtype  # noqa: E402
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+if not CUOBJDUMP.exists():
+    pytest.skip("needs the cuobjdump of Triton's wheel", allow_module_level=True)
+
 WIDTHS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
+
+
+def name(value) -> str:
+    """The id of a test with this parameter."""
+    return "-".join(map(name, value)) if isinstance(value, tuple) else str(getattr(value, "__name__", value))
+
+
+@contextlib.contextmanager
+def compiled_elsewhere(work: list[tuple[Callable, tuple]]) -> Iterator[Callable]:
+    """Gives ``result(function, arguments)`` of all this work, done in two processes of their own.
+
+    In this one the absent driver would stay behind.
+    """
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {item: pool.submit(item[0], *item[1]) for item in work}
+        yield lambda function, arguments: futures[function, arguments].result()
+        pool.shutdown(cancel_futures=True)
 
 
 class AbsentGPU:

@@ -10,7 +10,7 @@ import zlib
 from hypothesis import settings
 
 KEPT = {
-    "test_loss_and_gradient_are_those_of_float64": 8,
+    "test_loss_and_gradient_are_those_of_float64": 9,
     "test_every_combination_of_options": 40,
     "test_larger_maps": 3,
     "test_intensity_is_that_of_float64": 8,
@@ -23,6 +23,8 @@ LEFT_OUT = (
     "test_training_with_each_backend_follows_one_curve",  # 40 steps
     "test_the_same_bits_from_run_to_run_and_for_any_number_of_threads",  # the interpreter has no threads
     "test_the_same_bits_for_any_number_of_threads",
+    "test_opcheck[triton-nchw]",  # one memory order shows how the kernels' outputs lie
+    "test_opcheck[triton-tokens]",
 )
 
 
@@ -43,7 +45,8 @@ def pytest_runtest_setup(item):
 def pytest_collection_modifyitems(config, items):
     def is_kept(item):
         name = item.originalname
-        return name not in LEFT_OUT and zlib.crc32(item.nodeid.encode()) % KEPT.get(name, 1) == 0
+        left_out = name in LEFT_OUT or item.name in LEFT_OUT
+        return not left_out and zlib.crc32(item.nodeid.encode()) % KEPT.get(name, 1) == 0
 
     if os.environ.get("SKD_TEST_ALL_CASES") == "1":
         return

@@ -231,7 +231,7 @@ def _table(trials: list[_Trial]) -> Table:
     for part in PARTS:
         table.add_row(part, *(f"{1000 * trial.costs[part]:.1f}" for trial in trials))
     table.add_row("step", *(f"{1000 * trial.step_seconds:.1f}" for trial in trials), style="bold")
-    table.add_row("images/s", *(f"{trial.images_per_second:.0f}" for trial in trials), style="bold")
+    table.add_row("images/s", *(f"{trial.images_per_second:.3g}" for trial in trials), style="bold")
     return table
 
 

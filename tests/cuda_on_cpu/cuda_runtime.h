@@ -9,6 +9,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdio>
@@ -79,25 +80,33 @@ inline std::mt19937& random() {
 
 #if defined(SKD_CUDA_THREADS)
 
+// Two rounds share no mutex: what a thread did after one barrier is not ordered before what a thread does that wakes up
+// from it late, so that ThreadSanitizer sees their race however late that is.
 class Barrier {
  public:
   explicit Barrier(unsigned count) : count_(count) {}
   void wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    const unsigned round = round_;
-    if (++arrived_ == count_) {
-      arrived_ = 0;
-      ++round_;
-      all_.notify_all();
+    const unsigned number = number_.load(std::memory_order_relaxed);
+    Round& round = rounds_[number % 2];
+    std::unique_lock<std::mutex> lock(round.mutex);
+    if (++round.arrived == count_) {
+      round.arrived = 0;
+      number_.store(number + 1, std::memory_order_relaxed);
+      round.all.notify_all();
     } else {
-      all_.wait(lock, [&] { return round_ != round; });
+      round.all.wait(lock, [&] { return number_.load(std::memory_order_relaxed) != number; });
     }
   }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable all_;
-  unsigned count_, arrived_ = 0, round_ = 0;
+  struct Round {
+    std::mutex mutex;
+    std::condition_variable all;
+    unsigned arrived = 0;
+  };
+  Round rounds_[2];
+  unsigned count_;
+  std::atomic<unsigned> number_{0};
 };
 
 struct Barriers {

@@ -76,12 +76,12 @@ def sdist(tree) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist) -> Path:
-    """Compiled without optimisation and for one GPU: whoever runs the tests has built it in earnest."""
+    """Compiled without optimisation or inlining and for one GPU: whoever runs the tests has built it in earnest."""
     folder = sdist.parent.parent
     environment = {"SKD_CUDA_ARCHS": "90"}
     if CXX.command:
         compiler = folder / "quick-c++"
-        compiler.write_text(f'#!/bin/sh\nexec {shlex.join(CXX.command)} "$@" -O0\n')
+        compiler.write_text(f'#!/bin/sh\nexec {shlex.join(CXX.command)} "$@" -O0 -Dalways_inline=unused\n')
         compiler.chmod(0o755)
         environment["CXX"] = str(compiler)
     return pip_wheel(sdist, folder / "wheel", **environment)[0]
