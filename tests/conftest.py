@@ -5,9 +5,12 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from hypothesis import settings
+# Threads of PyTorch that wait for each other take no time from other processes. Read when PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 pytest.register_assert_rewrite("pair_contract")
 

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("timm", reason="the trainer is built on timm (extra 'train')")
 
 from small_training import IMAGES, Watch, images, make_training, numbers, weights  # noqa: E402
-from small_vits import vit  # noqa: E402
+from small_vits import one_thread, vit  # noqa: E402, F401  (a fixture)
 from timm.scheduler import CosineLRScheduler  # noqa: E402
 from timm.task import ClassificationTask  # noqa: E402
 from torch import nn  # noqa: E402
@@ -21,14 +21,6 @@ from skd.distill.testing import evaluate  # noqa: E402
 
 STEPS = IMAGES // 8
 PLAIN = {"epochs": 1, "opt": "momentum", "lr": 0.05, "schedule": "epoch"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def same(a: dict, b: dict) -> bool:
