@@ -100,8 +100,8 @@ SKD_HD constexpr Root root_of_unity(int64_t k, int64_t n) {
   const double x = 0.78539816339744830962 * double(part) / double(n), x2 = x * x;
   double cosine = 0, sine = 0;
   for (int i = 20; i > 0; i -= 2) {
-    cosine = (1 - cosine) * x2 / (i * (i - 1));
-    sine = (1 - sine) * x2 / (i * (i + 1));
+    cosine = (1 - cosine) * (x2 * (1.0 / (i * (i - 1))));
+    sine = (1 - sine) * (x2 * (1.0 / (i * (i + 1))));
   }
   cosine = 1 - cosine;
   sine = x - x * sine;

@@ -74,19 +74,29 @@ struct Compared {
   V student, teacher;  // magnitudes; with Compare::complex only where asked for
 };
 
+// Of two magnitudes or of their log1p: the difference, and half the derivative of its square by the first magnitude.
+template <class V>
+struct MagnitudeDifference {
+  V value, along;
+};
+
+template <class V>
+SKD_HD SKD_INLINE MagnitudeDifference<V> difference_of_magnitudes(V a, V b, bool logarithmic) {
+  using A = Element<V>;
+  const V difference = a - b;
+  if (!logarithmic) return {difference, difference};
+  // log1p(a) - log1p(b), without cancellation and for any size: the logarithm of the larger over the smaller.
+  const V log = Functions<V>::log_1p(difference < A(0) ? -difference / (a + A(1)) : difference / (b + A(1)));
+  const V value = difference < A(0) ? -log : log;
+  return {value, value / (a + A(1))};
+}
+
 template <class V>
 SKD_HD SKD_INLINE Compared<V> compare_magnitudes(Complex<V> s, Complex<V> t, bool logarithmic) {
-  using A = Element<V>;
   const Polar<V> a = polar(s);
   const V b = polar(t).size;
-  V difference = a.size - b, along = difference;
-  if (logarithmic) {
-    // log1p(a) - log1p(b), without cancellation and for any size: the logarithm of the larger over the smaller.
-    const V log = Functions<V>::log_1p(difference < A(0) ? -difference / (a.size + A(1)) : difference / (b + A(1)));
-    difference = difference < A(0) ? -log : log;
-    along = difference / (a.size + A(1));
-  }
-  return {difference * difference, {a.unit.re * along, a.unit.im * along}, a.size, b};
+  const MagnitudeDifference<V> d = difference_of_magnitudes(a.size, b, logarithmic);
+  return {d.value * d.value, {a.unit.re * d.along, a.unit.im * d.along}, a.size, b};
 }
 
 // d = s - t is given beside t, so that nearly equal maps keep their difference.

@@ -8,15 +8,18 @@
 
 #include <vector>
 
-#include "cpu/align_planes.h"
+#include "cpu/compare_column.h"
 #include "cpu/half_spectrum.h"
-#include "cpu/vector_math.h"
+#include "cpu/scratch.h"
+#include "cpu/tile.h"
 
 namespace skd {
 namespace SKD_ISA {
 namespace {
 
-constexpr int64_t kTileBytes = 64 << 10;  // a map's, within the second-level cache, with room for the next one's memory
+// A map's tile, in the second-level cache. Planes leave room for the next block's memory; of token maps all channels at
+// a time are better, for these are one stretch of memory, which the processor foresees.
+constexpr int64_t kPlanesBytes = 64 << 10, kTokensBytes = 192 << 10;
 constexpr int64_t kUnitsInItem = 8;
 constexpr int64_t kFewItems = 16;   // that are still enough for many threads
 constexpr int64_t kMostItems = 64;  // of a layer with spectra: each keeps sums of its own
@@ -24,13 +27,27 @@ constexpr int64_t kMostItems = 64;  // of a layer with spectra: each keeps sums 
 template <class A>
 struct Prepared {
   HalfSpectrum<A> transform;
-  std::vector<A> weights;  // of the bins: the bands and the inner columns' weight
+  Comparison<A> comparison;
+  std::vector<A> weights;  // of the bins, [columns][height]: the bands, the inner columns' weight, a halved column's
+  double loss_scale, gradient_scale, spectra_scale;  // that make up for transforms which are not normalised
 
   explicit Prepared(const FourierArguments& layer) : transform(layer.student.shape[2], layer.student.shape[3]) {
-    const int64_t columns = layer.student.shape[3], bins = columns / 2 + 1;
-    for (int64_t i = 0; i < transform.size(); ++i) {
-      const A band = layer.bands != nullptr ? reinterpret_cast<const A*>(layer.bands)[i] : A(1);
-      weights.push_back(is_inner(int(i % bins), int(columns)) ? band * A(layer.inner_weight) : band);
+    const int64_t height = transform.height(), columns = transform.columns(), width = layer.student.shape[3];
+    const double squared_norm = 1 / double(height * width), norm = std::sqrt(squared_norm);
+    const bool logarithmic = layer.compare == Compare::log_magnitude;
+    comparison = {A(norm), A(layer.focal)};
+    loss_scale = logarithmic ? 1 : squared_norm;
+    gradient_scale = layer.gradient_scale * (logarithmic ? norm : squared_norm);
+    spectra_scale = logarithmic ? 1 : norm;
+    const auto weight = [&](int64_t row, int64_t column) {
+      const A band = layer.bands != nullptr ? reinterpret_cast<const A*>(layer.bands)[row * columns + column] : A(1);
+      return is_inner(int(column), int(width)) ? band * A(layer.inner_weight) : band;
+    };
+    for (int64_t k = 0; k < columns; ++k) {
+      for (int64_t h = 0; h < height; ++h) {
+        const bool twice = transform.is_halved(k) && is_inner(int(h), int(height));
+        weights.push_back(twice ? weight(h, k) + weight(height - h, k) : weight(h, k));
+      }
     }
   }
 };
@@ -50,8 +67,11 @@ struct FourierCut {
     width = min64(n[1], layer.teacher.shape[1]);
     const int64_t lines = divide_up(width, kLanes<A>);
     const int64_t line = kLanes<A> * n[2] * n[3] * int64_t(sizeof(A));
+    const bool tokens = order_of(layer.student) == Order::channels && order_of(layer.teacher) == Order::channels;
+    const int64_t fitting = tokens ? kTokensBytes / line : min64(8, kPlanesBytes / line);
+    const int64_t shared = lines / divide_up(kFewItems, max64(1, n[0]));  // among threads, where images are few
     // A gradient that is spread over windows of the student's channels needs all of these at once.
-    const int64_t most = n[1] > width ? lines : min64(8, max64(1, kTileBytes / line));
+    const int64_t most = n[1] > width ? lines : max64(1, min64(fitting, shared));
     channels = kLanes<A> * divide_up(lines, divide_up(lines, most));
     blocks = divide_up(width, channels);
     units = n[0] * blocks;
@@ -60,193 +80,170 @@ struct FourierCut {
   }
 };
 
-// Scratch memory: tiles of both maps and of transposed planes, then what a vector of planes needs.
+// Scratch memory: tiles of both maps, then what a vector of planes needs.
 template <class A>
 struct FourierScratch {
   typedef Complex<Vector<A>> Bin;
-  A *student, *teacher, *planes;
+  A *student, *teacher;
   Bin *s, *t, *work;
-  Vector<A>* magnitudes[2];  // sums of the student's and of the teacher's over the vectors of a block
+  Bin* columns[2];           // transformed, of student and teacher; all of them where all are needed at once, else one
+  Vector<A>* magnitudes[2];  // [columns][height], sums over the vectors of a block
   size_t bytes;
 
   FourierScratch(const FourierArguments& layer, const FourierCut<A>& cut, const HalfSpectrum<A>& transform,
                  void* memory) {
     const int64_t positions = layer.student.shape[2] * layer.student.shape[3], bins = transform.size();
-    char* at = static_cast<char*>(memory);
-    const auto take = [&](auto*& pointer, int64_t count) {
-      pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(at);
-      at += (size_t(count) * sizeof(*pointer) + 63) / 64 * 64;
-    };
-    take(student, positions * cut.channels);
-    take(teacher, positions * cut.channels);
-    take(planes, positions * cut.channels + kLanes<A>);
-    take(s, bins);
-    take(t, bins);
-    take(work, transform.work());
-    take(magnitudes[0], bins);
-    take(magnitudes[1], bins);
-    bytes = size_t(at - static_cast<char*>(memory));
+    ScratchPieces pieces(memory);
+    pieces.take(student, positions * cut.channels);
+    pieces.take(teacher, positions * cut.channels);
+    pieces.take(s, bins);
+    pieces.take(t, bins);
+    pieces.take(work, transform.work());
+    for (int map = 0; map < 2; ++map) {
+      pieces.take(columns[map], layer.focal != 0 ? bins : transform.height());
+      pieces.take(magnitudes[map], layer.spectra != nullptr ? bins : 0);
+    }
+    bytes = pieces.bytes();
   }
 };
 
 // --- A vector of planes ---
 
-// Replaces the bins of the student, or of the difference, by the gradient with respect to them; adds up losses.
-template <class A, Compare kCompare, bool kSpectra>
-void compare_bins(const FourierArguments& layer, const A* weights, int64_t bins, const FourierScratch<A>& scratch,
-                  DoubleSum<A>& sum) {
-  const auto compare = [&](int64_t i) SKD_INLINED {
-    if constexpr (kCompare == Compare::complex) {
-      return compare_complex(scratch.s[i], kSpectra ? scratch.t[i] : scratch.s[i], kSpectra);
-    } else {
-      return compare_magnitudes(scratch.s[i], scratch.t[i], kCompare == Compare::log_magnitude);
+// From the transforms of the rows in scratch.s and scratch.t to the gradient with respect to those in scratch.s.
+template <class A, Compare kCompare, bool kMagnitudes>
+void compare_columns(const FourierArguments& layer, const Prepared<A>& prepared, const FourierScratch<A>& scratch,
+                     Prefetcher& prefetcher, DoubleSum<A>& sum) {
+  const HalfSpectrum<A>& transform = prepared.transform;
+  const int64_t height = transform.height(), columns = transform.columns();
+  const bool focal = layer.focal != 0;
+  const auto column = [&](int64_t k) {
+    const int64_t place = k * height, buffer = focal ? place : 0;
+    return BinColumn<A>{transform.bins_in_column(k),
+                        scratch.columns[0] + buffer,
+                        scratch.columns[1] + buffer,
+                        prepared.weights.data() + place,
+                        {scratch.magnitudes[0] + place, scratch.magnitudes[1] + place}};
+  };
+  const auto forward = [&](int64_t k) {
+    prefetcher.step();
+    transform.column_forward(scratch.s, k, column(k).student, scratch.work);
+    if (kCompare != Compare::complex || kMagnitudes) {
+      prefetcher.step();
+      transform.column_forward(scratch.t, k, scratch.columns[1] + (focal ? k * height : 0), scratch.work);
     }
   };
-  const A focal = A(layer.focal);
   Vector<A> largest{};
-  if (focal != 0) {
-    for (int64_t i = 0; i < bins; ++i) {
-      const Vector<A> squared = compare(i).squared;
-      largest = squared > largest ? squared : largest;
-    }
+  for (int64_t k = 0; focal && k < columns; ++k) {
+    forward(k);
+    find_largest<A, kCompare>(column(k), prepared.comparison.norm, largest);
   }
-  for (int64_t first = 0; first < bins; first += kTermsInFloat) {
-    Vector<A> part{};
-    for (int64_t i = first; i < min64(bins, first + kTermsInFloat); ++i) {
-      const Compared<Vector<A>> bin = compare(i);
-      Vector<A> weight = Vector<A>{} + weights[i];
-      if (focal != 0) weight *= focal_weight(bin.squared, largest, focal);
-      part += weight * bin.squared;
-      scratch.s[i] = {bin.direction.re * weight, bin.direction.im * weight};
-      if (kSpectra) {
-        scratch.magnitudes[0][i] += bin.student;
-        scratch.magnitudes[1][i] += bin.teacher;
-      }
-    }
-    sum.add(part);
+  for (int64_t k = 0; k < columns; ++k) {
+    if (!focal) forward(k);
+    prefetcher.step();
+    compare_column<A, kCompare, kMagnitudes>(column(k), prepared.comparison, largest, sum);
+    if (layer.gradient.data != nullptr) transform.column_adjoint(column(k).student, k, scratch.s, scratch.work);
   }
 }
 
 template <class A, Compare kCompare>
-void compare_bins(const FourierArguments& layer, const A* weights, int64_t bins, const FourierScratch<A>& scratch,
-                  DoubleSum<A>& sum) {
-  const auto run = layer.spectra != nullptr ? compare_bins<A, kCompare, true> : compare_bins<A, kCompare, false>;
-  run(layer, weights, bins, scratch, sum);
+void compare_columns(const FourierArguments& layer, const Prepared<A>& prepared, const FourierScratch<A>& scratch,
+                     Prefetcher& prefetcher, DoubleSum<A>& sum) {
+  const bool magnitudes = layer.spectra != nullptr;
+  (magnitudes ? compare_columns<A, kCompare, true> : compare_columns<A, kCompare, false>)(layer, prepared, scratch,
+                                                                                          prefetcher, sum);
 }
 
+// The gradient takes the student's place.
 template <class A>
 void align_lanes(const FourierArguments& layer, const Prepared<A>& prepared, const FourierScratch<A>& scratch,
-                 TileLanes<A> student, TileLanes<A> teacher, DoubleSum<A>& sum) {
-  const int64_t positions = layer.student.shape[2] * layer.student.shape[3], bins = prepared.transform.size();
-  const A norm = A(1 / std::sqrt(double(positions)));
+                 TileLanes<A> student, TileLanes<A> teacher, Prefetcher& prefetcher, DoubleSum<A>& sum) {
+  const HalfSpectrum<A>& transform = prepared.transform;
   const bool complex = layer.compare == Compare::complex;
   if (complex) {
+    const int64_t positions = layer.student.shape[2] * layer.student.shape[3];
     for (int64_t p = 0; p < positions; ++p) student.store(p, student.load(p) - teacher.load(p));
   }
-  prepared.transform.forward(student, norm, scratch.s, scratch.work);
-  if (!complex || layer.spectra != nullptr) prepared.transform.forward(teacher, norm, scratch.t, scratch.work);
-  const A* const weights = prepared.weights.data();
+  transform.rows_forward(student, scratch.s, scratch.work, prefetcher);
+  if (!complex || layer.spectra != nullptr) transform.rows_forward(teacher, scratch.t, scratch.work, prefetcher);
   switch (layer.compare) {
-    case Compare::complex: compare_bins<A, Compare::complex>(layer, weights, bins, scratch, sum); break;
-    case Compare::magnitude: compare_bins<A, Compare::magnitude>(layer, weights, bins, scratch, sum); break;
-    case Compare::log_magnitude: compare_bins<A, Compare::log_magnitude>(layer, weights, bins, scratch, sum); break;
+    case Compare::complex: compare_columns<A, Compare::complex>(layer, prepared, scratch, prefetcher, sum); break;
+    case Compare::magnitude: compare_columns<A, Compare::magnitude>(layer, prepared, scratch, prefetcher, sum); break;
+    case Compare::log_magnitude:
+      compare_columns<A, Compare::log_magnitude>(layer, prepared, scratch, prefetcher, sum);
+      break;
   }
   if (layer.gradient.data == nullptr) return;
-  prepared.transform.adjoint(scratch.s, norm * A(layer.gradient_scale), student, scratch.work);
+  transform.rows_adjoint(scratch.s, A(prepared.gradient_scale), student, scratch.work, prefetcher);
 }
 
 // --- A block of channels of an image ---
 
+// What is left of a block that is no multiple of a vector goes number by number.
 template <class A, class T>
-void store_gradient(const Map& gradient, const Block& block, const A* tile, int64_t lanes, A* planes) {
-  const int64_t positions = block.rows * gradient.shape[3];
-  if (order_of(gradient) == Order::planes) {
-    tile_to_planes<A>(tile, positions, lanes, planes);
-    for (int64_t c = 0; c < block.channels; ++c) {
-      store_plane<A>(planes + c * positions, positions, at<T>(gradient, block.image, block.channel + c, 0));
-    }
-  } else if (gradient.stride[1] == 1 && block.channels % kWidth<A> == 0) {
-    for (int64_t h = 0; h < block.rows; ++h) {
-      T* p = at<T>(gradient, block.image, block.channel, h);
-      for (int64_t w = 0; w < gradient.shape[3]; ++w, tile += lanes, p += gradient.stride[3]) {
-        for (int64_t c = 0; c < block.channels; c += kWidth<A>) {
-          Access<A, T>::store(p + c, Access<A, A>::load(tile + c));
-        }
+void store_gradient(const Map& gradient, const Block& block, const A* tile, TileShape<A> shape) {
+  constexpr int64_t n = kWidth<A>;
+  const bool whole = block.channels % n == 0;
+  if (order_of(gradient) == Order::planes) return store_planes<A, T>(gradient, block, tile, shape);
+  if (order_of(gradient) != Order::channels || !whole) return store_tile<A, T>(gradient, block, tile, shape);
+  for (int64_t h = 0; h < block.rows; ++h) {
+    T* p = at<T>(gradient, block.image, block.channel, h);
+    for (int64_t w = 0; w < gradient.shape[3]; ++w, tile += shape.position, p += gradient.stride[3]) {
+      for (int64_t c = 0; c < block.channels; c += n) {
+        Access<A, T>::store(p + c, Access<A, A>::load(tile + c / n * shape.vector));
       }
     }
-  } else {
-    store_tile<A, T>(gradient, block, tile, lanes);
   }
 }
 
-// Memory of the next block is fetched while this one is computed, a share with every vector of planes.
-struct Ahead {
-  const Block* block;  // null after the last one
-  int64_t share, shares;
-
-  void fetch(const Map& map, int64_t width, bool to_write) const {
-    if (block == nullptr || map.data == nullptr) return;
-    const int64_t size = map.dtype == DType::float64 ? 8 : map.dtype == DType::float32 ? 4 : 2;
-    const int64_t first = channel_window(block->channel, map.shape[1], width).begin;
-    const int64_t last = channel_window(block->channel + block->channels - 1, map.shape[1], width).end;
-    const int64_t columns = map.shape[3], positions = block->rows * columns;
-    const auto lines = [&](const char* begin, int64_t bytes) {
-      for (int64_t at = 0; at < bytes; at += 64)
-        to_write ? __builtin_prefetch(begin + at, 1) : __builtin_prefetch(begin + at);
-    };
-    const char* const base = map.data + (block->image * map.stride[0] + first * map.stride[1]) * size;
-    switch (order_of(map)) {
-      case Order::channels:
-        for (int64_t p = share * positions / shares; p < (share + 1) * positions / shares; ++p) {
-          lines(base + (p / columns * map.stride[2] + p % columns * map.stride[3]) * size, (last - first) * size);
-        }
-        break;
-      case Order::planes:
-        for (int64_t c = share * (last - first) / shares; c < (share + 1) * (last - first) / shares; ++c) {
-          lines(base + c * map.stride[1] * size, positions * size);
-        }
-        break;
-      case Order::any: break;
+// Moves the magnitudes of a block to the sums of its item, [2][height][columns].
+template <class A>
+void add_spectra(const HalfSpectrum<A>& transform, const FourierScratch<A>& scratch, double scale, double* spectra) {
+  const int64_t height = transform.height(), columns = transform.columns();
+  for (int map = 0; map < 2; ++map, spectra += height * columns) {
+    for (int64_t k = 0; k < columns; ++k) {
+      for (int64_t h = 0; h < transform.bins_in_column(k); ++h) {
+        const double magnitude = sum_of_lanes<A>(scratch.magnitudes[map][k * height + h]) * scale;
+        spectra[h * columns + k] += magnitude;
+        if (transform.is_halved(k) && is_inner(int(h), int(height))) spectra[(height - h) * columns + k] += magnitude;
+      }
     }
   }
-};
+}
 
 template <class A>
 double align_block(const FourierArguments& layer, const Prepared<A>& prepared, const FourierCut<A>& cut,
                    const FourierScratch<A>& scratch, const Block& block, const Block* next, double* spectra) {
-  const int64_t lanes = padded<A>(block.channels), bins = prepared.transform.size();
-  load_tile<A>(layer.student, cut.width, block, scratch.student, lanes);
-  load_tile<A>(layer.teacher, cut.width, block, scratch.teacher, lanes);
+  const HalfSpectrum<A>& transform = prepared.transform;
+  const int64_t positions = layer.student.shape[2] * layer.student.shape[3], bins = transform.size();
+  const TileShape<A> shape = TileShape<A>::apart(padded<A>(block.channels), positions);
+  load_tile<A>(layer.student, cut.width, block, scratch.student, shape);
+  load_tile<A>(layer.teacher, cut.width, block, scratch.teacher, shape);
   if (spectra != nullptr) {
     for (int64_t i = 0; i < bins; ++i) scratch.magnitudes[0][i] = scratch.magnitudes[1][i] = Vector<A>{};
   }
   DoubleSum<A> sum;
-  for (int64_t c = 0; c < lanes; c += kWidth<A>) {
-    const Ahead ahead{next, c / kWidth<A>, lanes / kWidth<A>};
-    ahead.fetch(layer.student, cut.width, false);
-    ahead.fetch(layer.teacher, cut.width, false);
-    ahead.fetch(layer.gradient, cut.width, true);
-    align_lanes<A>(layer, prepared, scratch, {scratch.student + c, lanes}, {scratch.teacher + c, lanes}, sum);
+  const int64_t vectors = shape.lanes / kWidth<A>;
+  Prefetcher prefetcher;  // of the next block
+  if (next != nullptr) {
+    prefetcher.add(layer.student, cut.width, *next);
+    prefetcher.add(layer.teacher, cut.width, *next);
+    if (layer.gradient.data != nullptr) prefetcher.add(layer.gradient, cut.width, *next);
+    prefetcher.divide(vectors * 3 * (transform.height() + transform.columns()));  // rows and columns, thrice
   }
-  for (int map = 0; spectra != nullptr && map < 2; ++map) {
-    for (int64_t i = 0; i < bins; ++i) {
-      const Vector<A> magnitude = scratch.magnitudes[map][i];
-      double total = 0;
-      for (int lane = 0; lane < kWidth<A>; ++lane) total += double(magnitude[lane]);
-      spectra[map * bins + i] += total;
-    }
+  for (int64_t v = 0; v < vectors; ++v) {
+    align_lanes<A>(layer, prepared, scratch, {scratch.student + v * shape.vector}, {scratch.teacher + v * shape.vector},
+                   prefetcher, sum);
   }
+  if (spectra != nullptr) add_spectra(transform, scratch, prepared.spectra_scale, spectra);
   if (layer.gradient.data != nullptr) {
     const bool pooled_student = layer.student.shape[1] > cut.width;
-    SKD_FOR_DTYPE(layer.gradient.dtype, T, {
-      if (pooled_student) {
-        store_unpooled<A, T>(layer.gradient, block, scratch.student, lanes);
-      } else {
-        store_gradient<A, T>(layer.gradient, block, scratch.student, lanes, scratch.planes);
-      }
-    })
+    const auto store = [&](auto number) {
+      using T = decltype(number);
+      (pooled_student ? store_unpooled<A, T> : store_gradient<A, T>)(layer.gradient, block, scratch.student, shape);
+    };
+    SKD_FOR_DTYPE(layer.gradient.dtype, T, store(T());)
   }
-  return sum.total();
+  return sum.total() * prepared.loss_scale;
 }
 
 template <class A>

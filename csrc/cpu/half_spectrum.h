@@ -1,51 +1,79 @@
 // rfft2 of a vector of planes, a lane for each, and its adjoint.
 //
-// A tile holds [positions][lanes]; the half spectrum of a vector of its lanes [H][W//2+1] complex vectors.
+// A tile holds positions of some lanes; the half spectrum of a vector of its lanes is [H][W//2+1] complex vectors, of
+// which the columns are transformed one by one, so that what is done to a column's bins finds them in the first-level
+// cache, for planes of any size.
 #pragma once
 
+#include <optional>
+
 #include "common/fft_lengths.h"
+#include "common/fourier_compare.h"
+#include "cpu/prefetch.h"
 #include "cpu/simd.h"
 
 namespace skd {
 namespace SKD_ISA {
 namespace {
 
-// A vector of lanes of a tile.
+// A vector of lanes of a tile, from position to position.
 template <class A>
 struct TileLanes {
   A* data;
-  int64_t lanes;
-  SKD_INLINE Vector<A> load(int64_t position) const { return Access<A, A>::load(data + position * lanes); }
-  SKD_INLINE void store(int64_t position, Vector<A> v) const { Access<A, A>::store(data + position * lanes, v); }
+  SKD_INLINE Vector<A> load(int64_t position) const { return Access<A, A>::load(data + position * kWidth<A>); }
+  SKD_INLINE void store(int64_t position, Vector<A> v) const { Access<A, A>::store(data + position * kWidth<A>, v); }
 };
 
 // --- Lengths with a codelet ---
 
 template <int N, class A>
-void rows_to_bins(const FftPlan<A>&, TileLanes<A> tile, int64_t rows, A scale, Complex<Vector<A>>* bins,
-                  Complex<Vector<A>>*) {
+void rows_to_bins(const FftPlan<A>&, TileLanes<A> tile, int64_t rows, Complex<Vector<A>>* bins, Complex<Vector<A>>*,
+                  Prefetcher& prefetcher) {
   for (int64_t h = 0; h < rows; ++h, bins += N / 2 + 1) {
+    prefetcher.step();
     fft_real_forward<N>([&](int w) SKD_INLINED { return tile.load(h * N + w); },
-                        [&](int k, Complex<Vector<A>> x) SKD_INLINED { bins[k] = {x.re * scale, x.im * scale}; });
+                        [&](int k, Complex<Vector<A>> x) SKD_INLINED { bins[k] = x; });
   }
 }
 
 template <int N, class A>
 void bins_to_rows(const FftPlan<A>&, const Complex<Vector<A>>* bins, int64_t rows, A scale, TileLanes<A> tile,
-                  Complex<Vector<A>>*) {
+                  Complex<Vector<A>>*, Prefetcher& prefetcher) {
   for (int64_t h = 0; h < rows; ++h, bins += N / 2 + 1) {
+    prefetcher.step();
     fft_half_adjoint<N>([&](int k) SKD_INLINED { return bins[k]; },
                         [&](int w, Vector<A> x) SKD_INLINED { tile.store(h * N + w, x * scale); });
   }
 }
 
-template <int N, bool kBackward, class A>
-void transform_columns(const FftPlan<A>&, Complex<Vector<A>>* bins, int64_t columns, Complex<Vector<A>>*) {
-  for (int64_t k = 0; k < columns; ++k) {
-    const auto load = [&](int h) SKD_INLINED { return bins[h * columns + k]; };
-    const auto store = [&](int h, Complex<Vector<A>> x) SKD_INLINED { bins[h * columns + k] = x; };
-    kBackward ? fft_backward<N>(load, store) : fft_forward<N>(load, store);
-  }
+// A column of bins, `stride` apart, and its transform, side by side.
+template <int N, class A>
+void column_to_bins(const FftPlan<A>&, const Complex<Vector<A>>* bins, int64_t stride, Complex<Vector<A>>* column,
+                    Complex<Vector<A>>*) {
+  fft_forward<N>([&](int h) SKD_INLINED { return bins[h * stride]; },
+                 [&](int k, Complex<Vector<A>> x) SKD_INLINED { column[k] = x; });
+}
+
+template <int N, class A>
+void bins_to_column(const FftPlan<A>&, const Complex<Vector<A>>* column, int64_t stride, Complex<Vector<A>>* bins,
+                    Complex<Vector<A>>*) {
+  fft_backward<N>([&](int k) SKD_INLINED { return column[k]; },
+                  [&](int h, Complex<Vector<A>> x) SKD_INLINED { bins[h * stride] = x; });
+}
+
+// A column of real numbers, of whose transform the lower half is enough.
+template <int N, class A>
+void real_column_to_bins(const FftPlan<A>&, const Complex<Vector<A>>* bins, int64_t stride, Complex<Vector<A>>* column,
+                         Complex<Vector<A>>*) {
+  fft_real_forward<N>([&](int h) SKD_INLINED { return bins[h * stride].re; },
+                      [&](int k, Complex<Vector<A>> x) SKD_INLINED { column[k] = x; });
+}
+
+template <int N, class A>
+void bins_to_real_column(const FftPlan<A>&, const Complex<Vector<A>>* column, int64_t stride, Complex<Vector<A>>* bins,
+                         Complex<Vector<A>>*) {
+  fft_half_adjoint<N>([&](int k) SKD_INLINED { return column[k]; },
+                      [&](int h, Vector<A> x) SKD_INLINED { bins[h * stride].re = x; });
 }
 
 // --- Any length ---
@@ -57,17 +85,18 @@ __attribute__((noinline)) void transform_array(const FftPlan<A>& plan, Complex<V
 }
 
 template <class A>
-void rows_to_bins_by_plan(const FftPlan<A>& plan, TileLanes<A> tile, int64_t rows, A scale, Complex<Vector<A>>* bins,
-                          Complex<Vector<A>>* work) {
+void rows_to_bins_by_plan(const FftPlan<A>& plan, TileLanes<A> tile, int64_t rows, Complex<Vector<A>>* bins,
+                          Complex<Vector<A>>* work, Prefetcher& prefetcher) {
   const int n = plan.points;
   for (int64_t h = 0; h < rows; ++h, bins += plan.length / 2 + 1) {
+    prefetcher.step();
     const int64_t row = h * plan.length;
     for (int j = 0; j < n; ++j) {
       work[j].re = plan.packed ? tile.load(row + 2 * j) : tile.load(row + j);
       work[j].im = plan.packed ? tile.load(row + 2 * j + 1) : Vector<A>{};
     }
     transform_array(plan, work);
-    const auto store = [&](int k, Complex<Vector<A>> x) { bins[k] = {x.re * scale, x.im * scale}; };
+    const auto store = [&](int k, Complex<Vector<A>> x) { bins[k] = x; };
     for (int k = 0; 2 * k <= n; ++k) {
       if (plan.packed) {
         fft_bins_of_halves(plan, k, FromArray<Vector<A>>{work}, store);
@@ -80,9 +109,10 @@ void rows_to_bins_by_plan(const FftPlan<A>& plan, TileLanes<A> tile, int64_t row
 
 template <class A>
 void bins_to_rows_by_plan(const FftPlan<A>& plan, const Complex<Vector<A>>* bins, int64_t rows, A scale,
-                          TileLanes<A> tile, Complex<Vector<A>>* work) {
+                          TileLanes<A> tile, Complex<Vector<A>>* work, Prefetcher& prefetcher) {
   const int n = plan.points;
   for (int64_t h = 0; h < rows; ++h, bins += plan.length / 2 + 1) {
+    prefetcher.step();
     const int64_t row = h * plan.length;
     for (int k = 0; plan.packed && 2 * k <= n; ++k) {
       fft_halves_of_bins(plan, k, FromArray<Vector<A>>{bins}, ToArray<Vector<A>>{work});
@@ -102,16 +132,20 @@ void bins_to_rows_by_plan(const FftPlan<A>& plan, const Complex<Vector<A>>* bins
   }
 }
 
-template <bool kBackward, class A>
-void transform_columns_by_plan(const FftPlan<A>& plan, Complex<Vector<A>>* bins, int64_t columns,
-                               Complex<Vector<A>>* work) {
-  for (int64_t k = 0; k < columns; ++k) {
-    Complex<Vector<A>>* const column = bins + k;
-    for (int h = 0; h < plan.length; ++h)
-      work[h] = kBackward ? skd::exchanged(column[h * columns]) : column[h * columns];
-    transform_array(plan, work);
-    for (int h = 0; h < plan.length; ++h) column[h * columns] = kBackward ? skd::exchanged(work[h]) : work[h];
-  }
+template <class A>
+void column_to_bins_by_plan(const FftPlan<A>& plan, const Complex<Vector<A>>* bins, int64_t stride,
+                            Complex<Vector<A>>* column, Complex<Vector<A>>* work) {
+  for (int h = 0; h < plan.length; ++h) work[h] = bins[h * stride];
+  transform_array(plan, work);
+  for (int k = 0; k < plan.length; ++k) column[k] = work[k];
+}
+
+template <class A>
+void bins_to_column_by_plan(const FftPlan<A>& plan, const Complex<Vector<A>>* column, int64_t stride,
+                            Complex<Vector<A>>* bins, Complex<Vector<A>>* work) {
+  for (int k = 0; k < plan.length; ++k) work[k] = skd::exchanged(column[k]);
+  transform_array(plan, work);
+  for (int h = 0; h < plan.length; ++h) bins[h * stride] = skd::exchanged(work[h]);
 }
 
 // --- Planes of one size ---
@@ -121,55 +155,79 @@ class HalfSpectrum {
  public:
   typedef Complex<Vector<A>> Bin;
 
-  HalfSpectrum(int64_t height, int64_t columns)
-      : height_(height),
-        columns_(columns),
-        row_tables_(int(columns), FftKind::real),
-        column_tables_(int(height), FftKind::complex),
-        row_plan_(row_tables_.plan()),
-        column_plan_(column_tables_.plan()) {
+  HalfSpectrum(int64_t height, int64_t width) : height_(height), width_(width) {
     if constexpr (sizeof(A) == sizeof(float)) {  // the usual models at 224 and 256 pixels
       choose_rows(std::integer_sequence<int, 4, 7, 8, 14, 16, 28, 32, 56>());
       choose_columns(std::integer_sequence<int, 4, 7, 8, 14, 16, 28, 32, 56>());
+    }
+    if (rows_.to_bins == nullptr) {
+      row_tables_.emplace(int(width), FftKind::real);
+      row_plan_ = row_tables_->plan();
+      rows_ = {rows_to_bins_by_plan<A>, bins_to_rows_by_plan<A>};
+    }
+    if (column_.forward == nullptr) {
+      column_tables_.emplace(int(height), FftKind::complex);
+      column_plan_ = column_tables_->plan();
+      column_ = real_column_ = {column_to_bins_by_plan<A>, bins_to_column_by_plan<A>};
+      real_columns_are_halved_ = false;
     }
   }
   HalfSpectrum(const HalfSpectrum&) = delete;
   HalfSpectrum& operator=(const HalfSpectrum&) = delete;
 
-  int64_t size() const { return height_ * (columns_ / 2 + 1); }
+  int64_t height() const { return height_; }
+  int64_t columns() const { return width_ / 2 + 1; }
+  int64_t size() const { return height_ * columns(); }
   int64_t work() const { return row_plan_.work > column_plan_.work ? row_plan_.work : column_plan_.work; }
 
-  // bins = scale * rfft2(tile)
-  void forward(TileLanes<A> tile, A scale, Bin* bins, Bin* work) const {
-    to_bins_(row_plan_, tile, height_, scale, bins, work);
-    columns_forward_(column_plan_, bins, columns_ / 2 + 1, work);
+  // The columns 0 and width/2 are real before their transform, so that of its bins k and height - k one is enough.
+  bool is_halved(int64_t column) const { return real_columns_are_halved_ && !is_inner(int(column), int(width_)); }
+  int64_t bins_in_column(int64_t column) const { return is_halved(column) ? height_ / 2 + 1 : height_; }
+
+  // bins[height][columns] = the transforms of the tile's rows
+  void rows_forward(TileLanes<A> tile, Bin* bins, Bin* work, Prefetcher& prefetcher) const {
+    rows_.to_bins(row_plan_, tile, height_, bins, work, prefetcher);
   }
-  // tile = scale * the transpose of rfft2 as a map of real numbers, of bins, which are used up
-  void adjoint(Bin* bins, A scale, TileLanes<A> tile, Bin* work) const {
-    columns_backward_(column_plan_, bins, columns_ / 2 + 1, work);
-    to_rows_(row_plan_, bins, height_, scale, tile, work);
+  // transformed[bins_in_column] = the transform of a column of these: of rfft2(tile), where it is halved the lower half
+  void column_forward(const Bin* bins, int64_t column, Bin* transformed, Bin* work) const {
+    (is_halved(column) ? real_column_ : column_).forward(column_plan_, bins + column, columns(), transformed, work);
+  }
+  // The transposes of both, as maps of real numbers, in the opposite order. Scales.
+  void column_adjoint(const Bin* transformed, int64_t column, Bin* bins, Bin* work) const {
+    (is_halved(column) ? real_column_ : column_).adjoint(column_plan_, transformed, columns(), bins + column, work);
+  }
+  void rows_adjoint(const Bin* bins, A scale, TileLanes<A> tile, Bin* work, Prefetcher& prefetcher) const {
+    rows_.from_bins(row_plan_, bins, height_, scale, tile, work, prefetcher);
   }
 
  private:
+  struct Rows {
+    void (*to_bins)(const FftPlan<A>&, TileLanes<A>, int64_t rows, Bin*, Bin* work, Prefetcher&);
+    void (*from_bins)(const FftPlan<A>&, const Bin*, int64_t rows, A scale, TileLanes<A>, Bin* work, Prefetcher&);
+  };
+  struct Column {
+    void (*forward)(const FftPlan<A>&, const Bin* bins, int64_t stride, Bin* transformed, Bin* work);
+    void (*adjoint)(const FftPlan<A>&, const Bin* transformed, int64_t stride, Bin* bins, Bin* work);
+  };
+
   template <int... N>
   void choose_rows(std::integer_sequence<int, N...>) {
-    ((columns_ == N ? void((to_bins_ = rows_to_bins<N, A>, to_rows_ = bins_to_rows<N, A>)) : void()), ...);
+    ((width_ == N ? void(rows_ = {rows_to_bins<N, A>, bins_to_rows<N, A>}) : void()), ...);
   }
   template <int... N>
   void choose_columns(std::integer_sequence<int, N...>) {
-    ((height_ == N
-          ? void((columns_forward_ = transform_columns<N, false, A>, columns_backward_ = transform_columns<N, true, A>))
-          : void()),
+    ((height_ == N ? void((column_ = {column_to_bins<N, A>, bins_to_column<N, A>},
+                           real_column_ = {real_column_to_bins<N, A>, bins_to_real_column<N, A>}))
+                   : void()),
      ...);
   }
 
-  int64_t height_, columns_;
-  FftTables<A> row_tables_, column_tables_;
-  FftPlan<A> row_plan_, column_plan_;
-  void (*to_bins_)(const FftPlan<A>&, TileLanes<A>, int64_t, A, Bin*, Bin*) = rows_to_bins_by_plan<A>;
-  void (*to_rows_)(const FftPlan<A>&, const Bin*, int64_t, A, TileLanes<A>, Bin*) = bins_to_rows_by_plan<A>;
-  void (*columns_forward_)(const FftPlan<A>&, Bin*, int64_t, Bin*) = transform_columns_by_plan<false, A>;
-  void (*columns_backward_)(const FftPlan<A>&, Bin*, int64_t, Bin*) = transform_columns_by_plan<true, A>;
+  int64_t height_, width_;
+  Rows rows_{};
+  Column column_{}, real_column_{};
+  bool real_columns_are_halved_ = true;
+  std::optional<FftTables<A>> row_tables_, column_tables_;  // of lengths without a codelet
+  FftPlan<A> row_plan_{}, column_plan_{};
 };
 
 }  // namespace

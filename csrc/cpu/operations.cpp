@@ -7,6 +7,7 @@
 #include <fstream>
 #include <memory>
 #include <new>
+#include <numeric>
 
 #include "cpu/instruction_sets.h"
 #include "cpu/thread_pool.h"
@@ -64,6 +65,33 @@ int useful_threads(int threads, int64_t numbers) {
   return int(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(1, numbers / kNumbersPerThread)));
 }
 
+// The items of all layers, one layer after the other. Every item has a share of the sum of its own, and they are added
+// in order: the same sum for any number of threads.
+class Items {
+ public:
+  void add_layer(int64_t items) {
+    first_.push_back(first_.back() + items);
+    shares_.resize(size_t(first_.back()));
+  }
+  int64_t count(size_t layer) const { return first_[layer + 1] - first_[layer]; }
+  double sum(size_t layer) const {
+    return std::accumulate(shares_.begin() + first_[layer], shares_.begin() + first_[layer + 1], 0.0);
+  }
+
+  // share = run(layer, item of the layer)
+  template <class Run>
+  void run(int threads, Run run) {
+    parallel_for(first_.back(), threads, [&](int64_t item) {
+      const size_t layer = size_t(std::upper_bound(first_.begin(), first_.end(), item) - first_.begin() - 1);
+      shares_[size_t(item)] = run(layer, item - first_[layer]);
+    });
+  }
+
+ private:
+  std::vector<int64_t> first_{0};
+  std::vector<double> shares_;
+};
+
 int64_t numbers_of(const Map& map) { return map.shape[0] * map.shape[1] * map.shape[2] * map.shape[3]; }
 
 }  // namespace
@@ -81,30 +109,24 @@ void spectral_align(const std::vector<AlignArguments>& arguments, int threads, u
     layers.push_back({layer, layer.gradient.data != nullptr && bytes > stream_above});
   }
 
-  std::vector<int64_t> first_item{0};
+  Items items;
   size_t scratch = 0;
   int64_t numbers = 0;
   for (const AlignLayer& layer : layers) {
-    const int64_t* n = layer.student.shape;
-    const bool empty = n[0] == 0;
-    first_item.push_back(first_item.back() + (empty ? 0 : kernel.items(layer)));
+    const bool empty = layer.student.shape[0] == 0;
+    items.add_layer(empty ? 0 : kernel.items(layer));
     if (!empty) scratch = std::max(scratch, kernel.scratch_bytes(layer));
     numbers += std::max(numbers_of(layer.student), numbers_of(layer.teacher));
   }
-  // Every item writes its own share, and they are added in order: the same sum for any number of threads.
-  std::vector<double> shares(first_item.back());
-  const auto run = [&](int64_t item) {
-    size_t l = std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin() - 1;
-    shares[item] = kernel.run(layers[l], item - first_item[l], scratch_of_this_thread(scratch));
-  };
-  parallel_for(first_item.back(), useful_threads(threads, numbers), run);
+  items.run(useful_threads(threads, numbers), [&](size_t layer, int64_t item) {
+    return kernel.run(layers[layer], item, scratch_of_this_thread(scratch));
+  });
 
   double total = 0;
   for (size_t l = 0; l < layers.size(); ++l) {
-    double sum = 0;
-    for (int64_t item = first_item[l]; item < first_item[l + 1]; ++item) sum += shares[item];
-    total += sum * layers[l].loss_scale;
-    if (!reduce) write(out, l, out_is_double, sum * layers[l].loss_scale);
+    const double loss = items.sum(l) * layers[l].loss_scale;
+    total += loss;
+    if (!reduce) write(out, l, out_is_double, loss);
   }
   if (reduce) write(out, 0, out_is_double, total);
 }
@@ -112,36 +134,28 @@ void spectral_align(const std::vector<AlignArguments>& arguments, int threads, u
 void fourier_align(const std::vector<FourierArguments>& arguments, int threads, uintptr_t out, bool out_is_double) {
   const FourierKernel& kernel = instruction_set_in_use().fourier_align;
   std::vector<FourierLayer> layers;
-  std::vector<int64_t> first_item{0};
+  Items items;
   size_t scratch = 0;
   int64_t numbers = 0;
   for (const FourierArguments& each : arguments) {
     const bool empty = each.student.shape[0] == 0;
     layers.push_back({each, empty ? nullptr : kernel.prepare(each)});
-    first_item.push_back(first_item.back() + (empty ? 0 : kernel.items(layers.back())));
+    items.add_layer(empty ? 0 : kernel.items(layers.back()));
     if (!empty) scratch = std::max(scratch, kernel.scratch_bytes(layers.back()));
     numbers += std::max(numbers_of(each.student), numbers_of(each.teacher));
   }
   const auto bins_of = [](const FourierLayer& layer) {  // of both maps
     return layer.spectra == nullptr ? 0 : 2 * layer.student.shape[2] * (layer.student.shape[3] / 2 + 1);
   };
-  std::vector<double> shares(first_item.back());
   std::vector<std::vector<double>> spectra;  // per layer, of every item
-  for (size_t l = 0; l < layers.size(); ++l) {
-    spectra.emplace_back(size_t(bins_of(layers[l]) * (first_item[l + 1] - first_item[l])));
-  }
-  const auto run = [&](int64_t item) {
-    const size_t l = std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin() - 1;
-    const int64_t in_layer = item - first_item[l];
-    double* const sums = layers[l].spectra == nullptr ? nullptr : spectra[l].data() + in_layer * bins_of(layers[l]);
-    shares[item] = kernel.run(layers[l], in_layer, scratch_of_this_thread(scratch), sums);
-  };
-  parallel_for(first_item.back(), useful_threads(threads, numbers), run);
+  for (size_t l = 0; l < layers.size(); ++l) spectra.emplace_back(size_t(bins_of(layers[l]) * items.count(l)));
+  items.run(useful_threads(threads, numbers), [&](size_t l, int64_t item) {
+    double* const sums = layers[l].spectra == nullptr ? nullptr : spectra[l].data() + item * bins_of(layers[l]);
+    return kernel.run(layers[l], item, scratch_of_this_thread(scratch), sums);
+  });
 
   for (size_t l = 0; l < layers.size(); ++l) {
-    double sum = 0;
-    for (int64_t item = first_item[l]; item < first_item[l + 1]; ++item) sum += shares[item];
-    write(out, l, out_is_double, sum * layers[l].loss_scale);
+    write(out, l, out_is_double, items.sum(l) * layers[l].loss_scale);
     const int64_t bins = bins_of(layers[l]), *n = layers[l].student.shape;
     const double planes = double(std::max<int64_t>(1, n[0] * std::min(n[1], layers[l].teacher.shape[1])));
     for (int64_t i = 0; i < bins; ++i) {

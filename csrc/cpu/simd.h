@@ -233,11 +233,26 @@ class DoubleSum {
     for (int i = 0; i < lanes; ++i) sum += lane(i);
     return sum;
   }
+  // The same of all lanes, in another order.
+  inline double folded() const {
+    Vector<double> sum = parts_[0];
+    for (int i = 1; i < kParts; ++i) sum += parts_[i];
+    double total = 0;
+    for (int i = 0; i < kWidth<double>; ++i) total += sum[i];
+    return total;
+  }
 
  private:
   static constexpr int kParts = int(sizeof(double) / sizeof(A));
   Vector<double> parts_[kParts] = {};
 };
+
+template <class A>
+inline double sum_of_lanes(Vector<A> v) {
+  DoubleSum<A> sum;
+  sum.add(v);
+  return sum.folded();
+}
 
 // The transpose of a square block of kWidth rows.
 template <class A>

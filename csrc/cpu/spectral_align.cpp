@@ -126,7 +126,7 @@ double align_planes(const AlignLayer& layer, const Block& block, const Cut<A>& c
   double sum = 0;
   if (!teacher_in_planes) {
     const int64_t lanes = padded<A>(block.channels);
-    load_tile<A>(teacher, cut.width, block, tile, lanes);
+    load_tile<A>(teacher, cut.width, block, tile, TileShape<A>::side_by_side(lanes));
     tile_to_planes<A>(tile, positions, lanes, planes);
   }
   if constexpr (sizeof(A) == sizeof(float)) {
@@ -162,8 +162,8 @@ template <class A>
 double align_tile(const AlignLayer& layer, const Block& block, const Cut<A>& cut, A* student_tile) {
   const int64_t columns = layer.student.shape[3], lanes = padded<A>(block.channels);
   A *teacher_tile = student_tile + cut.tile(layer), *scratch = teacher_tile + cut.tile(layer);
-  load_tile<A>(layer.student, cut.width, block, student_tile, lanes);
-  load_tile<A>(layer.teacher, cut.width, block, teacher_tile, lanes);
+  load_tile<A>(layer.student, cut.width, block, student_tile, TileShape<A>::side_by_side(lanes));
+  load_tile<A>(layer.teacher, cut.width, block, teacher_tile, TileShape<A>::side_by_side(lanes));
   const Rows<A, A> student = rows_of_tile(student_tile, columns, lanes);
   return align_rows<A>(layer, student, rows_of_tile(teacher_tile, columns, lanes), student, scratch, block.rows, lanes);
 }
@@ -191,7 +191,7 @@ double align_in_place(const AlignLayer& layer, const Block& block, const Cut<flo
     if (teacher.shape[1] == 2 * cut.width) return run(rows_of<float, float, 2>(teacher, block));
     if (teacher.shape[1] == 4 * cut.width) return run(rows_of<float, float, 4>(teacher, block));
   }
-  load_tile<float>(teacher, cut.width, block, tile, block.channels);
+  load_tile<float>(teacher, cut.width, block, tile, TileShape<float>::side_by_side(block.channels));
   return run(rows_of_tile(tile, columns, block.channels));
 }
 
@@ -211,7 +211,9 @@ double align_rows_of_maps(const AlignLayer& layer, const Block& block, const Cut
   }
   const double sum = align_tile<A>(layer, block, cut, scratch);
   if (layer.gradient.data != nullptr) {
-    SKD_FOR_DTYPE(layer.gradient.dtype, T, store_tile<A, T>(layer.gradient, block, scratch, padded<A>(block.channels));)
+    SKD_FOR_DTYPE(
+        layer.gradient.dtype, T,
+        store_tile<A, T>(layer.gradient, block, scratch, TileShape<A>::side_by_side(padded<A>(block.channels)));)
   }
   return sum;
 }
@@ -220,7 +222,8 @@ template <class A>
 double align_pooled_student(const AlignLayer& layer, const Block& block, const Cut<A>& cut, A* scratch) {
   const double sum = align_tile<A>(layer, block, cut, scratch);
   if (layer.gradient.data != nullptr) {
-    SKD_FOR_DTYPE(layer.gradient.dtype, T, store_unpooled<A, T>(layer.gradient, block, scratch, cut.channels);)
+    SKD_FOR_DTYPE(layer.gradient.dtype, T,
+                  store_unpooled<A, T>(layer.gradient, block, scratch, TileShape<A>::side_by_side(cut.channels));)
   }
   return sum;
 }

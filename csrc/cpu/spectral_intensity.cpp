@@ -5,7 +5,10 @@
 // per number, over 384 channels: about 11 operations of a real transform and half a magnitude, about 8.
 #include "cpu/spectral_intensity.h"
 
+#include <optional>
+
 #include "cpu/half_spectrum.h"
+#include "cpu/scratch.h"
 #include "cpu/tile.h"
 #include "cpu/vector_math.h"
 
@@ -16,17 +19,22 @@ namespace {
 constexpr int64_t kMostParts = 4;  // of an image, each with sums of its own
 constexpr int64_t kAhead = 2;      // vectors of positions, whose memory is fetched while others are transformed
 
+// One of the two.
 template <class A>
 struct Prepared {
-  FftTables<A> channels;
-  FftPlan<A> plan;
-  HalfSpectrum<A> space;
+  std::optional<FftTables<A>> channels;
+  std::optional<HalfSpectrum<A>> space;
+  FftPlan<A> plan{};  // over channels
 
-  explicit Prepared(const IntensityArguments& x)
-      : channels(x.axis == Axis::channel ? int(x.map.shape[1]) : 1, FftKind::real),
-        plan(channels.plan()),
-        space(x.axis == Axis::space ? x.map.shape[2] : 1, x.axis == Axis::space ? x.map.shape[3] : 1) {}
-  int64_t work() const { return max64(plan.work, space.work()); }
+  explicit Prepared(const IntensityArguments& x) {
+    if (x.axis == Axis::channel) {
+      channels.emplace(int(x.map.shape[1]), FftKind::real);
+      plan = channels->plan();
+    } else {
+      space.emplace(x.map.shape[2], x.map.shape[3]);
+    }
+  }
+  int64_t work() const { return space ? space->work() : plan.work; }
 };
 
 // Channels of a tile, of the transform over space.
@@ -53,22 +61,19 @@ int64_t parts_of(const IntensityArguments& x) {
 template <class A>
 struct IntensityScratch {
   A* tile;
-  Complex<Vector<A>>*bins, *work;
+  Complex<Vector<A>>*bins, *column, *work;
   Vector<A>* magnitudes;
   size_t bytes;
 
   IntensityScratch(const IntensityArguments& x, const Prepared<A>& prepared, void* memory) {
-    char* at = static_cast<char*>(memory);
-    const auto take = [&](auto*& pointer, int64_t count) {
-      pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(at);
-      at += (size_t(count) * sizeof(*pointer) + 63) / 64 * 64;
-    };
     const int64_t in_space = x.map.shape[2] * x.map.shape[3] * channels_in_tile<A>(x.map);
-    take(tile, x.axis == Axis::channel ? x.map.shape[1] * kWidth<A> : in_space);
-    take(bins, x.bins());
-    take(work, prepared.work());
-    take(magnitudes, x.bins());
-    bytes = size_t(at - static_cast<char*>(memory));
+    ScratchPieces pieces(memory);
+    pieces.take(tile, x.axis == Axis::channel ? x.map.shape[1] * kWidth<A> : in_space);
+    pieces.take(bins, x.bins());
+    pieces.take(column, x.axis == Axis::channel ? 0 : x.map.shape[2]);
+    pieces.take(work, prepared.work());
+    pieces.take(magnitudes, x.bins());
+    bytes = pieces.bytes();
   }
 };
 
@@ -76,68 +81,99 @@ struct IntensityScratch {
 template <class A>
 void flush(Vector<A>* magnitudes, int64_t bins, double* sums) {
   for (int64_t k = 0; k < bins; ++k) {
-    double total = 0;
-    for (int lane = 0; lane < kWidth<A>; ++lane) total += double(magnitudes[k][lane]);
-    sums[k] += total;
+    sums[k] += sum_of_lanes<A>(magnitudes[k]);
     magnitudes[k] = Vector<A>{};
   }
 }
 
 // --- Over channels ---
 
-// All channels of the vector of positions that begins at `position`, one vector per channel; positions past the end are
-// zeros.
+// All channels of the vector of positions that begins at `position`, one vector per channel. Where there are no more,
+// it begins earlier, and what belongs to the one before is zeros.
 template <class A, class T>
 void load_positions(const Map& map, int64_t image, int64_t position, A* tile) {
   constexpr int n = kWidth<A>;
   const int64_t columns = map.shape[3], positions = map.shape[2] * columns, channels = map.shape[1];
-  const int64_t count = min64(n, positions - position);
+  const int64_t count = min64(n, positions - position), skipped = n - count, first = position - skipped;
   const T* base = at<T>(map, image, 0, 0);
   const Order order = order_of(map);
-  if (order == Order::planes && count == n) {
-    const T* p = base + position;
+  if (order == Order::planes && first >= 0) {
+    typedef typename VectorOf<A>::index Bits;
+    Bits kept;
+    for (int i = 0; i < n; ++i) kept[i] = i < skipped ? 0 : -1;
+    const T* p = base + first;
     for (int64_t c = 0; c < channels; ++c, p += map.stride[1]) {
-      __builtin_prefetch(p + kAhead * n);
-      Access<A, A>::store(tile + c * n, Access<A, T>::load(p));
+      Access<A, A>::store(tile + c * n, bit_cast<Vector<A>>(bit_cast<Bits>(Access<A, T>::load(p)) & kept));
     }
     return;
   }
   const T* row[n];
   for (int i = 0; i < n; ++i) {
-    const int64_t p = min64(position + i, positions - 1);
+    const int64_t p = max64(first + i, 0);
     row[i] = base + p / columns * map.stride[2] + p % columns * map.stride[3];
   }
   int64_t c = 0;
-  if (order == Order::channels && count == n) {
+  if (order == Order::channels) {
     for (; c + n <= channels; c += n) {
       Vector<A> block[n];
       for (int i = 0; i < n; ++i) {
         __builtin_prefetch(row[i] + c + n * map.stride[3]);
-        block[i] = Access<A, T>::load(row[i] + c);
+        block[i] = i < skipped ? Vector<A>{} : Access<A, T>::load(row[i] + c);
       }
       transpose<A>(block);
       for (int i = 0; i < n; ++i) Access<A, A>::store(tile + (c + i) * n, block[i]);
     }
   }
   for (; c < channels; ++c) {
-    for (int i = 0; i < n; ++i) tile[c * n + i] = i < count ? A(to_float(row[i][c * map.stride[1]])) : A(0);
+    for (int i = 0; i < n; ++i) tile[c * n + i] = i < skipped ? A(0) : A(to_float(row[i][c * map.stride[1]]));
   }
+}
+
+// Whether the vectors of a group lie in the map as the transform wants them.
+template <class A>
+bool is_readable(const Map& map, int64_t group) {
+  return sizeof(A) == sizeof(float) && map.dtype == DType::float32 && order_of(map) == Order::planes &&
+         (group + 1) * kWidth<A> <= map.shape[2] * map.shape[3];
+}
+
+// Adds up the magnitudes of a group; load(c) is its vector of channel c.
+template <class Load>
+void add_magnitudes(const Prepared<float>& prepared, Load load, const IntensityScratch<float>& scratch) {
+  typedef Vector<float> V;
+  V* const magnitudes = scratch.magnitudes;
+  fft_real_forward(
+      prepared.plan, load, [&](int k, Complex<V> bin) SKD_INLINED { magnitudes[k] += Functions<V>::magnitude(bin); },
+      scratch.work);
 }
 
 template <class A>
 void pool_channels(const IntensityArguments& x, const Prepared<A>& prepared, int64_t image, int64_t first, int64_t last,
                    const IntensityScratch<A>& scratch, double* sums) {
-  const TileLanes<A> tile{scratch.tile, kWidth<A>};
+  const TileLanes<A> tile{scratch.tile};
   Vector<A>* const magnitudes = scratch.magnitudes;
   for (int64_t group = first; group < last; ++group) {
-    SKD_FOR_DTYPE(x.map.dtype, T, load_positions<A, T>(x.map, image, group * kWidth<A>, scratch.tile);)
-    if constexpr (sizeof(A) == sizeof(float)) {
-      fft_real_forward(
-          prepared.plan, [&](int c) SKD_INLINED { return tile.load(c); },
-          [&](int k, Complex<Vector<A>> bin) SKD_INLINED { magnitudes[k] += polar(bin).size; }, scratch.work);
-    } else {  // with code that is there already
-      rows_to_bins_by_plan(prepared.plan, tile, 1, A(1), scratch.bins, scratch.work);
-      for (int64_t k = 0; k < x.bins(); ++k) magnitudes[k] += polar(scratch.bins[k]).size;
+    const int64_t position = group * kWidth<A>;
+    if (is_readable<A>(x.map, group)) {
+      if constexpr (sizeof(A) == sizeof(float)) {
+        const float* const p = at<float>(x.map, image, 0, 0) + position;
+        const int64_t stride = x.map.stride[1];
+        add_magnitudes(
+            prepared,
+            [&](int c) SKD_INLINED {
+              __builtin_prefetch(p + c * stride + kAhead * kWidth<A>);
+              return Access<A, float>::load(p + c * stride);
+            },
+            scratch);
+      }
+    } else {
+      SKD_FOR_DTYPE(x.map.dtype, T, load_positions<A, T>(x.map, image, position, scratch.tile);)
+      if constexpr (sizeof(A) == sizeof(float)) {
+        add_magnitudes(prepared, [&](int c) SKD_INLINED { return tile.load(c); }, scratch);
+      } else {  // with code that is there already
+        Prefetcher idle;
+        rows_to_bins_by_plan(prepared.plan, tile, 1, scratch.bins, scratch.work, idle);
+        for (int64_t k = 0; k < x.bins(); ++k) magnitudes[k] += polar(scratch.bins[k]).size;
+      }
     }
     if ((group - first + 1) % kTermsInFloat == 0 || group + 1 == last) flush<A>(magnitudes, x.bins(), sums);
   }
@@ -145,21 +181,41 @@ void pool_channels(const IntensityArguments& x, const Prepared<A>& prepared, int
 
 // --- Over space ---
 
+// As flush, of [columns][height] to [height][columns].
+template <class A>
+void flush_columns(const HalfSpectrum<A>& transform, Vector<A>* magnitudes, double* sums) {
+  const int64_t height = transform.height(), columns = transform.columns();
+  for (int64_t k = 0; k < columns; ++k, magnitudes += height) {
+    for (int64_t h = 0; h < transform.bins_in_column(k); ++h) {
+      const double magnitude = sum_of_lanes<A>(magnitudes[h]);
+      sums[h * columns + k] += magnitude;
+      if (transform.is_halved(k) && is_inner(int(h), int(height))) sums[(height - h) * columns + k] += magnitude;
+      magnitudes[h] = Vector<A>{};
+    }
+  }
+}
+
 template <class A>
 void pool_space(const IntensityArguments& x, const Prepared<A>& prepared, int64_t image, int64_t first, int64_t last,
                 const IntensityScratch<A>& scratch, double* sums) {
-  const int64_t channels = x.map.shape[1], in_tile = channels_in_tile<A>(x.map);
+  const HalfSpectrum<A>& transform = *prepared.space;
+  const int64_t channels = x.map.shape[1], in_tile = channels_in_tile<A>(x.map), height = transform.height();
+  Prefetcher prefetcher;
   for (int64_t group = first; group < last; ++group) {
     const int64_t channel = group * in_tile;
-    const Block block{image, channel, min64(in_tile, channels - channel), 0, x.map.shape[2]};
-    const int64_t lanes = padded<A>(block.channels);
-    load_tile<A>(x.map, channels, block, scratch.tile, lanes);
-    for (int64_t c = 0; c < lanes; c += kWidth<A>) {
-      prepared.space.forward({scratch.tile + c, lanes}, A(1), scratch.bins, scratch.work);
-      for (int64_t k = 0; k < x.bins(); ++k) scratch.magnitudes[k] += polar(scratch.bins[k]).size;
-      if ((c / kWidth<A> + 1) % kTermsInFloat == 0 || c + kWidth<A> == lanes) {
-        flush<A>(scratch.magnitudes, x.bins(), sums);
+    const Block block{image, channel, min64(in_tile, channels - channel), 0, height};
+    const TileShape<A> shape = TileShape<A>::apart(padded<A>(block.channels), height * x.map.shape[3]);
+    load_tile<A>(x.map, channels, block, scratch.tile, shape);
+    const int64_t vectors = shape.lanes / kWidth<A>;
+    for (int64_t v = 0; v < vectors; ++v) {
+      transform.rows_forward({scratch.tile + v * shape.vector}, scratch.bins, scratch.work, prefetcher);
+      for (int64_t k = 0; k < transform.columns(); ++k) {
+        transform.column_forward(scratch.bins, k, scratch.column, scratch.work);
+        Vector<A>* const magnitudes = scratch.magnitudes + k * height;
+        for (int64_t h = 0; h < transform.bins_in_column(k); ++h)
+          magnitudes[h] += Functions<Vector<A>>::magnitude(scratch.column[h]);
       }
+      if ((v + 1) % kTermsInFloat == 0 || v + 1 == vectors) flush_columns<A>(transform, scratch.magnitudes, sums);
     }
   }
 }

@@ -1,7 +1,7 @@
 // Reading maps of any memory order into tiles, and writing gradients back.
 //
-// A tile holds some positions of some channels, averaged to the pooled width, with the channels side by side:
-// [positions][lanes], lanes padded to whole 64-byte lines with zeros.
+// A tile holds some positions of some channels, averaged to the pooled width, a lane for each channel; lanes are padded
+// to whole 64-byte lines with zeros.
 #pragma once
 
 #include "common/channel_pool.h"
@@ -26,6 +26,18 @@ inline int64_t padded(int64_t n) {
 // Some pooled channels of some whole rows of one image.
 struct Block {
   int64_t image, channel, channels, row, rows;
+};
+
+// Where a tile's vectors of lanes are. Side by side, [positions][lanes], they are what a loop over positions wants that
+// takes all lanes with it; apart, [vectors][positions], what takes one vector through many steps.
+template <class A>
+struct TileShape {
+  int64_t lanes;
+  int64_t position, vector;  // numbers from one to the next
+
+  static TileShape side_by_side(int64_t lanes) { return {lanes, lanes, kWidth<A>}; }
+  static TileShape apart(int64_t lanes, int64_t positions) { return {lanes, kWidth<A>, positions * kWidth<A>}; }
+  int64_t lane(int64_t c) const { return c / kWidth<A> * vector + c % kWidth<A>; }
 };
 
 // What a map's strides allow: neighbouring channels adjacent (token maps, NHWC), whole planes contiguous (NCHW),
@@ -113,14 +125,15 @@ inline A add_planes_at(const T* p, int64_t stride, int64_t count) {
 
 // `channels` of the block are a multiple of a vector.
 template <class A, class T, int kRatio>
-inline void load_adjacent_channels(const Map& map, const Block& block, A* tile, int64_t lanes) {
+inline void load_adjacent_channels(const Map& map, const Block& block, A* tile, TileShape<A> shape) {
   const A scale = A(1) / kRatio;
   for (int64_t h = 0; h < block.rows; ++h) {
     const T* p = at<T>(map, block.image, block.channel * kRatio, block.row + h);
-    for (int64_t w = 0; w < map.shape[3]; ++w, p += map.stride[3], tile += lanes) {
-      for (int64_t c = 0; c < block.channels; c += kWidth<A>) {
+    for (int64_t w = 0; w < map.shape[3]; ++w, p += map.stride[3], tile += shape.position) {
+      A* vector = tile;
+      for (int64_t c = 0; c < block.channels; c += kWidth<A>, vector += shape.vector) {
         const Vector<A> sum = AdjacentSums<A, T, kRatio>::load(p + c * kRatio);
-        Access<A, A>::store(tile + c, kRatio == 1 ? sum : sum * scale);
+        Access<A, A>::store(vector, kRatio == 1 ? sum : sum * scale);
       }
     }
   }
@@ -128,10 +141,10 @@ inline void load_adjacent_channels(const Map& map, const Block& block, A* tile, 
 
 // A vector of channels at a time: averaged along the positions, then transposed.
 template <class A, class T, int kCount>
-inline void load_planes(const Map& map, int64_t width, const Block& block, A* tile, int64_t lanes) {
+inline void load_planes(const Map& map, int64_t width, const Block& block, A* tile, TileShape<A> shape) {
   constexpr int n = kWidth<A>;
   const int64_t positions = block.rows * map.shape[3], stride = map.stride[1];
-  for (int64_t first = 0; first < block.channels; first += n) {
+  for (int64_t first = 0; first < block.channels; first += n, tile += shape.vector) {
     const T* plane[n];
     int64_t count[n];
     A scale[n];
@@ -152,15 +165,15 @@ inline void load_planes(const Map& map, int64_t width, const Block& block, A* ti
         if (kCount != 1) rows[i] *= scale[i];
       }
       transpose<A>(rows);
-      for (int i = 0; i < n; ++i) Access<A, A>::store(tile + (p + i) * lanes + first, rows[i]);
+      for (int i = 0; i < n; ++i) Access<A, A>::store(tile + (p + i) * shape.position, rows[i]);
     });
     for (int i = 0; i < n; ++i) {
-      A* lane = tile + first + i;
+      A* lane = tile + i;
       if (first + i >= block.channels) {
-        for (int64_t p = 0; p < positions; ++p) lane[p * lanes] = 0;
+        for (int64_t p = 0; p < positions; ++p) lane[p * shape.position] = 0;
       } else if (!whole) {
         for (int64_t p = 0; p < positions; ++p) {
-          lane[p * lanes] = add_planes_at<A, T>(plane[i] + p, stride, count[i]) * scale[i];
+          lane[p * shape.position] = add_planes_at<A, T>(plane[i] + p, stride, count[i]) * scale[i];
         }
       }
     }
@@ -168,56 +181,76 @@ inline void load_planes(const Map& map, int64_t width, const Block& block, A* ti
 }
 
 template <class A, class T>
-inline void load_any(const Map& map, int64_t width, const Block& block, A* tile, int64_t lanes) {
+inline void load_any(const Map& map, int64_t width, const Block& block, A* tile, TileShape<A> shape) {
   const int64_t columns = map.shape[3];
   for (int64_t h = 0; h < block.rows; ++h) {
-    for (int64_t w = 0; w < columns; ++w, tile += lanes) {
+    for (int64_t w = 0; w < columns; ++w, tile += shape.position) {
       const T* position = at<T>(map, block.image, 0, block.row + h) + w * map.stride[3];
       for (int64_t c = 0; c < block.channels; ++c) {
         const ChannelWindow window = channel_window(block.channel + c, map.shape[1], width);
         const int64_t count = window.end - window.begin;
-        tile[c] =
+        tile[shape.lane(c)] =
             add_planes_at<A, T>(position + window.begin * map.stride[1], map.stride[1], count) * (A(1) / A(count));
       }
     }
   }
 }
 
-// The block of `map`, pooled to `width` channels, as a tile of `lanes` lanes.
 template <class A, class T>
-inline void load_tile_from(const Map& map, int64_t width, const Block& block, A* tile, int64_t lanes) {
+inline void load_tile_from(const Map& map, int64_t width, const Block& block, A* tile, TileShape<A> shape) {
   const Order order = order_of(map);
   const int64_t positions = block.rows * map.shape[3];
-  for (int64_t c = block.channels; c < lanes; ++c) {
-    for (int64_t p = 0; p < positions; ++p) tile[p * lanes + c] = 0;
+  for (int64_t c = block.channels; c < shape.lanes; ++c) {
+    for (int64_t p = 0; p < positions; ++p) tile[p * shape.position + shape.lane(c)] = 0;
   }
   if (order == Order::planes) {
-    if (map.shape[1] == width) return load_planes<A, T, 1>(map, width, block, tile, lanes);
-    if (map.shape[1] == 2 * width) return load_planes<A, T, 2>(map, width, block, tile, lanes);
-    return load_planes<A, T, 0>(map, width, block, tile, lanes);
+    if (map.shape[1] == width) return load_planes<A, T, 1>(map, width, block, tile, shape);
+    if (map.shape[1] == 2 * width) return load_planes<A, T, 2>(map, width, block, tile, shape);
+    return load_planes<A, T, 0>(map, width, block, tile, shape);
   }
   if (order == Order::channels && block.channels % kWidth<A> == 0) {
-    if (map.shape[1] == width) return load_adjacent_channels<A, T, 1>(map, block, tile, lanes);
-    if (map.shape[1] == 2 * width) return load_adjacent_channels<A, T, 2>(map, block, tile, lanes);
-    if (map.shape[1] == 4 * width) return load_adjacent_channels<A, T, 4>(map, block, tile, lanes);
+    if (map.shape[1] == width) return load_adjacent_channels<A, T, 1>(map, block, tile, shape);
+    if (map.shape[1] == 2 * width) return load_adjacent_channels<A, T, 2>(map, block, tile, shape);
+    if (map.shape[1] == 4 * width) return load_adjacent_channels<A, T, 4>(map, block, tile, shape);
   }
-  load_any<A, T>(map, width, block, tile, lanes);
+  load_any<A, T>(map, width, block, tile, shape);
 }
 
+// The block of `map`, pooled to `width` channels, as a tile.
 template <class A>
-void load_tile(const Map& map, int64_t width, const Block& block, A* tile, int64_t lanes) {
-  SKD_FOR_DTYPE(map.dtype, T, load_tile_from<A, T>(map, width, block, tile, lanes);)
+void load_tile(const Map& map, int64_t width, const Block& block, A* tile, TileShape<A> shape) {
+  SKD_FOR_DTYPE(map.dtype, T, load_tile_from<A, T>(map, width, block, tile, shape);)
 }
 
 // --- Storing a gradient ---
 
 // A tile of the pooled width into a map of that width.
 template <class A, class T>
-inline void store_tile(const Map& map, const Block& block, const A* tile, int64_t lanes) {
+inline void store_tile(const Map& map, const Block& block, const A* tile, TileShape<A> shape) {
   for (int64_t h = 0; h < block.rows; ++h) {
     T* p = at<T>(map, block.image, block.channel, block.row + h);
-    for (int64_t w = 0; w < map.shape[3]; ++w, tile += lanes, p += map.stride[3]) {
-      for (int64_t c = 0; c < block.channels; ++c) from_float(tile[c], p[c * map.stride[1]]);
+    for (int64_t w = 0; w < map.shape[3]; ++w, tile += shape.position, p += map.stride[3]) {
+      for (int64_t c = 0; c < block.channels; ++c) from_float(tile[shape.lane(c)], p[c * map.stride[1]]);
+    }
+  }
+}
+
+// The same into contiguous planes.
+template <class A, class T>
+inline void store_planes(const Map& map, const Block& block, const A* tile, TileShape<A> shape) {
+  constexpr int n = kWidth<A>;
+  const int64_t positions = block.rows * map.shape[3];
+  for (int64_t first = 0; first < block.channels; first += n, tile += shape.vector) {
+    const int count = int(min64(n, block.channels - first));
+    T* const out = at<T>(map, block.image, block.channel + first, block.row);
+    const bool whole = for_each_vector<A>(positions, [&](int64_t p) {
+      Vector<A> rows[n];
+      for (int i = 0; i < n; ++i) rows[i] = Access<A, A>::load(tile + (p + i) * shape.position);
+      transpose<A>(rows);
+      for (int i = 0; i < count; ++i) Access<A, T>::store(out + i * map.stride[1] + p, rows[i]);
+    });
+    for (int64_t p = 0; !whole && p < positions; ++p) {
+      for (int i = 0; i < count; ++i) from_float(tile[p * shape.position + i], out[i * map.stride[1] + p]);
     }
   }
 }
@@ -225,18 +258,18 @@ inline void store_tile(const Map& map, const Block& block, const A* tile, int64_
 // The adjoint of pooling: every channel of `map` gets its share of the mean of each window it is in. The tile holds all
 // pooled channels.
 template <class A, class T>
-inline void store_unpooled(const Map& map, const Block& block, const A* tile, int64_t lanes) {
+inline void store_unpooled(const Map& map, const Block& block, const A* tile, TileShape<A> shape) {
   const int64_t columns = map.shape[3], width = block.channels;
   for (int64_t channel = 0; channel < map.shape[1]; ++channel) {
     const ChannelWindow windows = windows_with_channel(channel, map.shape[1], width);
     for (int64_t h = 0; h < block.rows; ++h) {
       T* row = at<T>(map, block.image, channel, block.row + h);
-      const A* position = tile + h * columns * lanes;
-      for (int64_t w = 0; w < columns; ++w, position += lanes) {
+      const A* position = tile + h * columns * shape.position;
+      for (int64_t w = 0; w < columns; ++w, position += shape.position) {
         A sum = 0;
         for (int64_t i = windows.begin; i < windows.end; ++i) {
           const ChannelWindow window = channel_window(i, map.shape[1], width);
-          sum += position[i] / A(window.end - window.begin);
+          sum += position[shape.lane(i)] / A(window.end - window.begin);
         }
         from_float(sum, row[w * map.stride[3]]);
       }

@@ -30,19 +30,47 @@ struct Functions<SKD_ISA::Vector<float>> {
   // To about 2e-7, from an approximation and a step of Newton's, for normal numbers; a division and a root would take
   // longer than all else that is done to a bin.
   static SKD_INLINE V inverse_root(V x) {
-#if SKD_AVX512
-    const V y = V(_mm512_maskz_rsqrt14_ps(0xffff, __m512(x)));
-#elif defined(__AVX2__)
-    const V y = V(_mm256_rsqrt_ps(__m256(x)));
-#elif defined(__x86_64__)
-    const V y = V(_mm_rsqrt_ps(__m128(x)));
-#else
-    const V y = lane_by_lane(x, [](float number) { return 1.0f / std::sqrt(number); });
-#endif
+    const V y = approximate_inverse_root(x);
     return y * (1.5f - 0.5f * x * y * y);
   }
 
+  static SKD_INLINE V approximate_inverse_root(V x) {
+#if SKD_AVX512
+    return V(_mm512_maskz_rsqrt14_ps(0xffff, __m512(x)));
+#elif defined(__AVX2__)
+    return V(_mm256_rsqrt_ps(__m256(x)));
+#elif defined(__x86_64__)
+    return V(_mm_rsqrt_ps(__m128(x)));
+#else
+    return lane_by_lane(x, [](float number) { return 1.0f / std::sqrt(number); });
+#endif
+  }
+
   static SKD_INLINE bool any(Index condition) { return SKD_ISA::any(condition); }
+
+  // Whether squares a, b >= 0 are all within SafeSquares, and no NaN. Such numbers are in the order of their bits, so
+  // one comparison finds both ends, once the upper one is the largest integer and what is above it wraps around.
+  static SKD_INLINE bool all_safe(V a, V b) {
+    using SKD_ISA::bit_cast;
+    typedef SKD_ISA::Bits32 Bits;
+    constexpr uint32_t least = 0x0da24260, largest = 0x7149f2ca, shift = 0x7fffffff - largest;  // 1e-30, 1e30
+    const Index x = bit_cast<Index>(bit_cast<Bits>(a) + shift), y = bit_cast<Index>(bit_cast<Bits>(b) + shift);
+    return !SKD_ISA::any((x < y ? x : y) < int32_t(least + shift));
+  }
+
+  // scale sqrt(x), and 1/sqrt(x) as inverse_root has it. The last step is an addition: a multiplication might be
+  // contracted with what follows for one root and not for another, and roots of equal numbers must be equal.
+  static SKD_INLINE V root(V x, float scale, V& inverse) {
+    const V y = approximate_inverse_root(x), r = x * y, correction = 0.5f - r * (0.5f * y), scaled = r * scale;
+    inverse = y + y * correction;
+    return scaled + scaled * correction;
+  }
+
+  static SKD_INLINE V magnitude(Complex<V> z) {
+    const V x = z.re * z.re + z.im * z.im;
+    V unused;
+    return __builtin_expect(all_safe(x, x), true) ? root(x, 1, unused) : polar(z).size;
+  }
 
   // For x >= 0: log(1 + x) with the rounding of 1 + x put right, by the series of the inverse hyperbolic tangent.
   static SKD_INLINE V log_1p(V x) {
@@ -67,6 +95,7 @@ struct Functions<SKD_ISA::Vector<double>> {
   static V inverse_root(V x) {
     return lane_by_lane(x, [](double number) { return 1.0 / std::sqrt(number); });
   }
+  static V magnitude(Complex<V> z) { return polar(z).size; }
   static V log_1p(V x) {
     return lane_by_lane(x, [](double number) { return std::log1p(number); });
   }
