@@ -4,6 +4,7 @@ import csv
 import gc
 import importlib.util
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -490,7 +491,9 @@ def test_the_same_measurements_run_under_pytest_benchmark(tmp_path):
     chosen = f"7x7 and tokens and not compile and ({aligned} or {transformed} or {intensities})"
     options = ["--benchmark-only", "-q", "-k", chosen, "-p", "no:cacheprovider", f"--benchmark-json={saved}"]
     command = [sys.executable, "-m", "pytest", *map(str, paths), *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    # pytest-benchmark would take the command for one of the processes that share these tests.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     entries = json.loads(saved.read_text())["benchmarks"]
     floors = [entry["extra_info"]["floor_bytes"] for entry in entries]
