@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import io
 import math
 import random
 
@@ -15,6 +14,9 @@ from torch import nn
 timm = pytest.importorskip("timm", reason="the trainer needs timm (extra 'train')")
 pytest.importorskip("matplotlib", reason="the pictures are drawn with matplotlib (extra 'train')")
 
+from small_training import through_a_file  # noqa: E402
+from small_vits import one_thread  # noqa: E402, F401  (a fixture)
+
 from skd.distill import dynamics_plots  # noqa: E402
 from skd.distill.data import DataSource  # noqa: E402
 from skd.distill.distributed import World  # noqa: E402
@@ -25,14 +27,6 @@ from skd.features import FeatureTap  # noqa: E402
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(5))
 PAIRS = (0, 1, -1), (0, 2, -1)  # of a student with 3 blocks and a teacher with 4
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def vit(width: int, depth: int, seed: int = 0, **kwargs) -> nn.Module:
@@ -288,13 +282,6 @@ def change(student: nn.Module, factor: float) -> None:
     with torch.no_grad():
         for block in student.blocks:
             block.mlp.fc2.weight *= factor
-
-
-def through_a_file(state: dict) -> dict:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def test_a_resumed_run_has_the_whole_history_and_looks_at_the_teacher_once():

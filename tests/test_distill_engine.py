@@ -1,6 +1,5 @@
 """The training loop: resumption at any step, schedule, accumulation, precision, skipped updates."""
 
-import io
 import math
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 pytest.importorskip("timm", reason="the trainer is built on timm (extra 'train')")
 
-from small_training import IMAGES, Watch, images, make_training, numbers, weights  # noqa: E402
+from small_training import IMAGES, BrokenLoss, Watch, images, make_training, numbers, through_a_file, weights  # noqa: E402
 from small_vits import one_thread, vit  # noqa: E402, F401  (a fixture)
 from timm.scheduler import CosineLRScheduler  # noqa: E402
 from timm.task import ClassificationTask  # noqa: E402
@@ -25,13 +24,6 @@ PLAIN = {"epochs": 1, "opt": "momentum", "lr": 0.05, "schedule": "epoch"}
 
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def through_a_file(state: dict) -> dict:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def test_it_learns_and_tells_of_every_epoch():
@@ -126,25 +118,11 @@ def test_more_batches_per_update_than_an_epoch_has_is_refused():
         make_training(optim={"accumulate": 7})
 
 
-class _Broken(nn.Module):
-    """Cross-entropy that is NaN, or has a gradient that is, at some steps."""
-
-    def __init__(self, steps, gradient: bool):
-        super().__init__()
-        self.steps, self.gradient, self.calls = set(steps), gradient, 0
-
-    def forward(self, logits, target):
-        self.calls += 1
-        loss = nn.functional.cross_entropy(logits, target)
-        if self.calls - 1 not in self.steps:
-            return loss
-        return loss + ((logits.sum() * 0).sqrt() if self.gradient else math.nan * logits.sum())
-
-
 @pytest.mark.parametrize("opt", ["adamw", "lion"], ids=["skipped on the device", "skipped by the host"])
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
 def test_a_bad_update_changes_no_weight_and_is_counted(opt, gradient):
-    training = make_training(criterion=_Broken([2, 4], gradient), optim={"epochs": 1, "opt": opt, "schedule": "epoch"})
+    optim = {"epochs": 1, "opt": opt, "schedule": "epoch"}
+    training = make_training(criterion=BrokenLoss([2, 4], gradient), optim=optim)
     seen = [weights(training)]
     watch = Watch()
     watch.stepped = lambda: seen.append(weights(training))
@@ -154,7 +132,7 @@ def test_a_bad_update_changes_no_weight_and_is_counted(opt, gradient):
 
 
 def test_too_many_bad_updates_in_a_row_end_the_training():
-    bad = {"criterion": _Broken([1, 3, 4, 5], gradient=False), "optim": {"epochs": 2}}
+    bad = {"criterion": BrokenLoss([1, 3, 4, 5], gradient=False), "optim": {"epochs": 2}}
     with pytest.raises(DistillError, match="loss and ce_loss became infinite or NaN in 3 updates in a row"):
         make_training(**bad, engine={"max_bad_steps": 3}).run(Watch())
     bad["criterion"].calls = 0

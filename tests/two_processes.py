@@ -1,13 +1,11 @@
 """What one of several processes does in tests/test_distill_distributed.py: python two_processes.py OUT"""
 
-import math
 import sys
 from pathlib import Path
 
 import torch
-from small_training import Watch, make_training, numbers, weights
+from small_training import BrokenLoss, Watch, make_training, numbers, weights
 from small_vits import vit
-from torch import nn
 
 from skd.distill.distributed import join, leave
 from skd.distill.errors import DistillError
@@ -16,17 +14,9 @@ from skd.distill.interruption import Stopped
 PLAIN = {"epochs": 2, "opt": "momentum", "lr": 0.05, "ema": 0.9}
 
 
-class BrokenOnOne(nn.Module):
-    """Cross-entropy that is NaN in one process only, at some steps."""
-
-    def __init__(self, steps, broken: bool):
-        super().__init__()
-        self.steps, self.broken, self.calls = set(steps), broken, 0
-
-    def forward(self, logits, target):
-        self.calls += 1
-        loss = nn.functional.cross_entropy(logits, target)
-        return loss * math.nan if self.broken and self.calls - 1 in self.steps else loss
+def broken_on_last(world, steps) -> BrokenLoss:
+    """NaN in one process only."""
+    return BrokenLoss(steps if world.rank == world.size - 1 else ())
 
 
 def sharing_the_work(world) -> dict:
@@ -39,7 +29,7 @@ def sharing_the_work(world) -> dict:
 
 
 def broken_on_one(world) -> dict:
-    criterion = BrokenOnOne([1, 4], broken=world.rank == world.size - 1)
+    criterion = broken_on_last(world, [1, 4])
     batch = {"batch_size": 8 // world.size}
     training = make_training(world, student=vit(dtype=torch.float32), criterion=criterion, data=batch, optim=PLAIN)
     training.run(Watch())
@@ -47,7 +37,7 @@ def broken_on_one(world) -> dict:
 
 
 def always_broken_on_one(world) -> dict:
-    criterion = BrokenOnOne(range(100), broken=world.rank == world.size - 1)
+    criterion = broken_on_last(world, range(100))
     training = make_training(world, criterion=criterion, data={"batch_size": 8 // world.size})
     try:
         training.run(Watch())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skd.files import replacing
+from skd.files import read_yaml, replacing
 
 LAYERS_FILE = "layers.yaml"
 """What it is called in a folder of results."""
@@ -61,17 +61,7 @@ def read_layers(path: str | Path, student_depth: int | None = None, teacher_dept
     Raises:
         ValueError: it cannot be read, is no YAML, or says something else than layers of such models.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"the layers file {path} cannot be read: {reason}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}: {error.problem})" if mark else ""
-        raise ValueError(f"the layers file {path} is no YAML{where}") from error
+    content = read_yaml(Path(path), "the layers file")
     if not isinstance(content, dict):
         raise ValueError(f"the layers file {path} holds no keys; it needs {' and '.join(_LISTS)}")
     unknown = [str(key) for key in content if key not in _KEYS]

@@ -1,6 +1,5 @@
 """``skd distill --dry-run``: everything that can be known before the long run, in a minute or so."""
 
-import io
 import itertools
 import math
 import resource
@@ -21,10 +20,9 @@ from skd.distill import models
 from skd.distill.arms import Arm, make_arms
 from skd.distill.config import DistillConfig
 from skd.distill.costs import PARTS
-from skd.distill.distributed import join, leave
 from skd.distill.engine import Training
 from skd.distill.errors import DistillError
-from skd.distill.prepare import Setup, find_device, prepare
+from skd.distill.prepare import Setup, prepared
 from skd.distill.testing import evaluate
 from skd.distill.updates import autocast
 from skd.features import FeatureTap
@@ -48,17 +46,8 @@ def run(config: DistillConfig, console: Console | None = None) -> int:
     Raises:
         DistillError: something does not go together, in one sentence.
     """
-    world = join(find_device(config.run.device))
-    if not world.is_main:
-        console = Console(file=io.StringIO())
-    threads = torch.get_num_threads()
-    try:
-        setup = prepare(config, world)
-        torch.set_num_threads(setup.config.run.threads or threads)
-        _run(setup, console or Console())
-    finally:
-        torch.set_num_threads(threads)
-        leave(world)
+    with prepared(config, console) as (setup, console):
+        _run(setup, console)
     return 0
 
 

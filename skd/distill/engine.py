@@ -24,7 +24,6 @@ from skd.distill.updates import Updates
 PARTS = {"train_loss": "loss", "train_ce": "ce_loss", "train_kd": "kd_loss", "train_spectral": "spectral_loss"}
 """Columns of metrics.csv and what a task calls them."""
 
-_SHOWN = 5
 COST_STEPS = 25
 """Every how many steps one is taken apart into its costs."""
 
@@ -200,7 +199,7 @@ class Training:
 
     def _train_epoch(self, watcher: Watcher) -> None:
         self.task.train()
-        self._resumed_at, self._images_before, self._began = self.seconds, self.images, time.perf_counter()
+        self._images_before, self._began = self.images, time.perf_counter()
         first = self.step * self.config.optim.accumulate
         batches = self.train_loader.epoch(self.seed, self.epoch, start=first)
         try:
@@ -263,7 +262,7 @@ class Training:
     def _read(self, watcher: Watcher) -> None:
         """Wait for the device, and for the other processes: what is wrong, and whether to stop, all see at once."""
         self._check_bad()
-        self._check_images()
+        self._share_bad_images()
         means = self._means()
         elapsed = max(time.perf_counter() - self._began, 1e-9)
         watcher.read(means, (self.images - self._images_before) / elapsed)
@@ -289,17 +288,11 @@ class Training:
             f"{longest} updates in a row, which were skipped; give a smaller --lr, or check the images"
         )
 
-    def _check_images(self) -> None:
-        """Each process has refused its own unreadable images; together they may be too many."""
-        if self.world.size == 1:
-            return
-        found = set().union(*self.world.gathered(sorted(self.source.bad_images.found)))
-        allowed = self.config.data.max_bad_images
-        if len(found) > allowed:
-            raise DistillError(
-                f"{len(found)} images cannot be read, more than --max-bad-images {allowed}: "
-                f"{', '.join(sorted(found)[:_SHOWN])}, ...; check the data set"
-            )
+    def _share_bad_images(self) -> None:
+        """Every process knows its own; all of them count, and together they may be too many."""
+        bad_images = self.source.bad_images
+        for found in self.world.gathered(dict(bad_images.found)):
+            bad_images.add(found)
 
     def _stop(self, watcher: Watcher, signum: int | None = None) -> None:
         self._keep_time()
@@ -330,6 +323,7 @@ class Training:
         training_seconds = self.seconds + time.perf_counter() - self._began
         lr = self._rate_of_epoch()
         test, average = self._test(), self._test_average()
+        self._share_bad_images()
         self._keep_time()
         result = EpochResult(
             epoch=self.epoch + 1,

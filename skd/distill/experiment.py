@@ -1,12 +1,10 @@
 """One run of the comparison: the teacher, the arms, the report."""
 
 import errno
-import io
 import signal
 import sys
 from dataclasses import asdict, replace
 
-import torch
 from rich.console import Console
 from timm.task import ClassificationTask, TrainingTask
 from timm.utils import random_seed
@@ -17,7 +15,7 @@ from skd.distill import curves, dynamics_plots, html_report, layer_choice, repor
 from skd.distill.arms import Arm, make_arms
 from skd.distill.checkpoint import Checkpoints
 from skd.distill.config import DistillConfig
-from skd.distill.distributed import World, join, leave
+from skd.distill.distributed import World
 from skd.distill.dynamics import COLUMNS as DYNAMICS
 from skd.distill.dynamics import Dynamics
 from skd.distill.engine import PARTS, EpochResult, Training
@@ -26,7 +24,7 @@ from skd.distill.interruption import Stopped, StopRequest
 from skd.distill.ledger import Entry, Ledger
 from skd.distill.loggers import MetricLoggers
 from skd.distill.models import load_checkpoint
-from skd.distill.prepare import Setup, find_device, prepare
+from skd.distill.prepare import Setup, prepared
 from skd.distill.probe import probe_images
 from skd.distill.progress import RunProgress
 from skd.distill.resume import OpenedRun, open_run
@@ -55,18 +53,13 @@ def run(config: DistillConfig, console: Console | None = None) -> int:
     Raises:
         DistillError: something the user can mend, in one sentence.
     """
-    world = join(find_device(config.run.device))
-    if not world.is_main:
-        console = Console(file=io.StringIO())
-    threads = torch.get_num_threads()
     folder = None
     try:
-        setup = prepare(config, world)
-        torch.set_num_threads(setup.config.run.threads or threads)
-        opened = _open(setup.config, world)
-        folder = opened.folder if opened else None
-        with StopRequest() as stop:
-            Experiment(setup, opened, console or Console(), stop).run()
+        with prepared(config, console) as (setup, console):
+            opened = _open(setup.config, setup.world)
+            folder = opened.folder if opened else None
+            with StopRequest() as stop:
+                Experiment(setup, opened, console, stop).run()
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         if folder is not None:
@@ -81,10 +74,8 @@ def run(config: DistillConfig, console: Console | None = None) -> int:
             f"{where}"
         ) from error
     finally:
-        torch.set_num_threads(threads)
         if folder is not None:
             folder.tidy()
-        leave(world)
     return 0
 
 
@@ -181,8 +172,7 @@ class Experiment:
 
     def _train_teacher(self, teacher: nn.Module) -> Entry:
         task = ClassificationTask(teacher, self.setup.make_criterion(), device=self.world.device, verbose=False)
-        entry = self._train(task, teacher, TEACHER, TEACHER, self.config.run.seed, _cost(teacher), save_as=TEACHER_FILE)
-        return entry
+        return self._train(task, teacher, TEACHER, TEACHER, self.config.run.seed, _cost(teacher), save_as=TEACHER_FILE)
 
     def _reload_teacher(self, teacher: nn.Module) -> None:
         if self.folder is not None:
@@ -355,9 +345,7 @@ class _Watch:
 
     def epoch_ended(self, result: EpochResult) -> None:
         experiment = self.experiment
-        found = experiment.setup.source.bad_images.found
-        for names in experiment.world.gathered(dict(found)):
-            self.ledger.bad_images.update(names)
+        self.ledger.bad_images.update(experiment.setup.source.bad_images.found)
         self.progress.show(result.images_per_second, {name: getattr(result, name) for name in PARTS})
         self.progress.finish_epoch(result.test_top1)
         if experiment.folder is None:

@@ -1,8 +1,12 @@
 """From a configuration to data and models that are known to go together, before anything is trained."""
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
+from rich.console import Console
 from timm.data import resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
@@ -11,7 +15,7 @@ from skd.distill import digits, gratings, images, layer_choice, models
 from skd.distill.arms import Arm, make_arms
 from skd.distill.config import DistillConfig, fill_defaults
 from skd.distill.data import DataSource
-from skd.distill.distributed import World
+from skd.distill.distributed import World, join, leave
 from skd.distill.errors import DistillError
 from skd.distill.models import ModelSpec
 from skd.distill.task import SpectralDistillationTask
@@ -128,6 +132,28 @@ def prepare(config: DistillConfig, world: World | None = None, *, for_training: 
         return setup
     setup = replace(setup, config=_with_layers(setup))
     return replace(setup, unused=_try_out(setup))
+
+
+@contextmanager
+def prepared(config: DistillConfig, console: Console | None = None) -> Iterator[tuple[Setup, Console]]:
+    """Within it the processes of the run have met, with its data and models ready and as many threads as it wants.
+
+    Args:
+        config: what was asked for.
+        console: of the main process; default standard output. The others get one that shows nothing.
+
+    Raises:
+        DistillError: as :func:`prepare`, and for a device that does not exist.
+    """
+    world = join(find_device(config.run.device))
+    threads = torch.get_num_threads()
+    try:
+        setup = prepare(config, world)
+        torch.set_num_threads(setup.config.run.threads or threads)
+        yield setup, (console or Console()) if world.is_main else Console(file=io.StringIO())
+    finally:
+        torch.set_num_threads(threads)
+        leave(world)
 
 
 def find_device(name: str) -> torch.device:

@@ -16,6 +16,7 @@ import yaml
 from skd.distill.config import DistillConfig, fill_defaults
 from skd.distill.errors import DistillError
 from skd.distill.recipe_values import convert, describe, fits, literals
+from skd.files import read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 CONFIG_FILE = "config.yaml"
@@ -145,14 +146,9 @@ def _load(path: Path, below: tuple[Path, ...]) -> _Fields:
 
 def _read(path: Path) -> dict:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DistillError(f"the recipe {path} cannot be read: {reason}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" (line {mark.line + 1}: {error.problem})" if mark else ""
-        raise DistillError(f"the recipe {path} is no YAML{at}") from error
+        content = read_yaml(path, "the recipe", _Loader)
+    except ValueError as error:
+        raise DistillError(str(error)) from error
     if content is None:  # comments only
         return {}
     if not isinstance(content, dict):

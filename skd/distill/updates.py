@@ -15,6 +15,10 @@ from skd.distill.errors import DistillError
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+_REFUSALS = (ValueError, TypeError, AssertionError, KeyError, ModuleNotFoundError)
+"""What timm's optimizers raise for options they do not take."""
+
+
 class Updates:
     """The optimizer of a task and all that stands between a loss and its step.
 
@@ -150,9 +154,9 @@ def make_optimizer(task: TrainingTask, optim: OptimConfig) -> torch.optim.Optimi
     options = {"opt": optim.opt, "lr": optim.lr, "weight_decay": optim.weight_decay}
     try:
         return create_optimizer_v2(module, **options, fused=True)
-    except Exception:  # what an optimizer without the option raises, or a device without the kernel, is its own affair
+    except (RuntimeError, *_REFUSALS):  # it has no fused form, on this device; what else is wrong comes again
         pass
     try:
         return create_optimizer_v2(module, **options)
-    except (ValueError, TypeError, AssertionError, KeyError, ModuleNotFoundError) as error:
+    except _REFUSALS as error:
         raise DistillError(f"timm cannot make the optimizer --opt {optim.opt}: {error}") from error
