@@ -52,6 +52,21 @@ static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, methods
 PyMODINIT_FUNC PyInit__cpu() { return PyModule_Create(&module); }
 """
 
+SMALL_CUDA_KERNEL = """
+#include <cuda_runtime.h>
+__global__ void twice(float* x) { x[threadIdx.x] *= 2; }
+int launch() { twice<<<1, 1>>>(nullptr); return int(cudaGetLastError()); }
+int runtime_version() { int v = 0; cudaRuntimeGetVersion(&v); return v; }
+"""
+SMALL_CUDA_MODULE = """
+#include <Python.h>
+int runtime_version();
+static PyObject* version(PyObject*, PyObject*) { return PyLong_FromLong(runtime_version()); }
+static PyMethodDef methods[] = {{"version", version, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&module); }
+"""
+
 
 def load(name: str) -> ModuleType:
     """Import a file of the source tree's root under its own name, without putting the root on the path."""
@@ -69,11 +84,23 @@ def copy_sources(destination: Path) -> Path:
 def copy_with_small_extension(destination: Path) -> Path:
     """A copy of this source tree whose C++ is an extension that compiles in a moment; it has no CUDA kernels."""
     tree = copy_sources(destination)
+    put_small_extension(tree)
+    return tree
+
+
+def put_small_extension(tree: Path) -> None:
+    """Instead of the C++ and CUDA sources."""
     shutil.rmtree(tree / "csrc")
     (tree / "csrc/cpu").mkdir(parents=True)
     (tree / "csrc/cpu/spectral_align.cpp").write_text(SMALL_KERNEL)
     (tree / "csrc/cpu/module.cpp").write_text(SMALL_MODULE)
-    return tree
+
+
+def put_small_cuda_extension(tree: Path) -> None:
+    """Besides those for the CPU."""
+    (tree / "csrc/cuda").mkdir()
+    (tree / "csrc/cuda/twice.cu").write_text(SMALL_CUDA_KERNEL)
+    (tree / "csrc/cuda/module.cpp").write_text(SMALL_CUDA_MODULE)
 
 
 def clean_environment(**changes: str) -> dict[str, str]:

@@ -2,19 +2,20 @@
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from email.parser import Parser
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from sysconfig import get_platform
 
+import pybind11
 import pytest
 from build_helpers import (
+    ROOT,
     SMALL_MODULE,
     clean_environment,
     copy_sources,
@@ -22,6 +23,8 @@ from build_helpers import (
     load,
     pip,
     pip_wheel,
+    put_small_cuda_extension,
+    put_small_extension,
     run_python,
 )
 
@@ -75,16 +78,21 @@ def sdist(tree) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(sdist) -> Path:
-    """Compiled without optimisation or inlining and for one GPU: whoever runs the tests has built it in earnest."""
-    folder = sdist.parent.parent
-    environment = {"SKD_CUDA_ARCHS": "90"}
-    if CXX.command:
-        compiler = folder / "quick-c++"
-        compiler.write_text(f'#!/bin/sh\nexec {shlex.join(CXX.command)} "$@" -O0 -Dalways_inline=unused\n')
-        compiler.chmod(0o755)
-        environment["CXX"] = str(compiler)
-    return pip_wheel(sdist, folder / "wheel", **environment)[0]
+def unpacked(sdist) -> Path:
+    folder = sdist.parent.parent / "unpacked"
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (root,) = folder.iterdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def wheel(unpacked) -> Path:
+    """With small extensions of the same names: whoever runs the tests has compiled the real ones."""
+    small = Path(shutil.copytree(unpacked, unpacked.parent.parent / "small"))
+    put_small_extension(small)
+    put_small_cuda_extension(small)
+    return pip_wheel(small, unpacked.parent.parent / "wheel", SKD_CUDA_ARCHS="90")[0]
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +108,25 @@ def test_sdist_holds_what_a_wheel_needs_and_the_tests(tree, sdist):
     for folder in ("skd", "kernels", "tests", "benchmarks"):
         assert {f"{folder}/{name}" for name in python_files(tree / folder)} <= names
     native = {path.relative_to(tree).as_posix() for path in (tree / "csrc").rglob("*") if path.is_file()}
-    assert any(name.endswith(".h") for name in native)
     assert native <= names
     assert {"setup.py", "build_support.py", "pyproject.toml", "LICENSE", "README.md", "skd/py.typed"} <= names
     assert not {name for name in names if name.endswith((".so", ".pyc", "_build.json"))}
+
+
+@needs_cxx
+def test_sdist_holds_every_header_that_its_sources_include(unpacked):
+    """And none is found elsewhere, but those of the compiler, Python, pybind11 and CUDA."""
+    sources = sorted(unpacked.glob("csrc/c*/*.c*"))
+    assert {".cpp", ".cu"} <= {source.suffix for source in sources}
+    include = ["-I", unpacked / "csrc", "-I", sysconfig.get_path("include"), "-I", pybind11.get_include()]
+    cuda = ["-I", ROOT / "tests/cuda_on_cpu", "-DSKD_CUDA_ON_CPU"]
+    command = [*CXX.command, "-std=c++17", "-DSKD_ISA=baseline", "-MM", "-x", "c++", *include, *cuda, *sources]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    headers = {Path(word) for word in done.stdout.split() if word.endswith(".h")}
+    ours = {path for path in headers if path.is_relative_to(unpacked)}
+    assert len(ours) > 20
+    assert {path.name for path in headers - ours if path.is_relative_to(ROOT)} <= {"cuda_runtime.h"}
 
 
 def test_wheel_holds_the_package_and_nothing_else(tree, wheel):
@@ -138,7 +161,7 @@ def test_wheel_metadata(wheel):
 def test_wheel_is_tagged_for_this_python_and_platform(wheel):
     version = f"cp{sys.version_info.major}{sys.version_info.minor}"
     assert f"-{version}-{version}" in wheel.name
-    assert wheel.name.endswith(f"-{get_platform().replace('-', '_').replace('.', '_')}.whl")
+    assert wheel.name.endswith(f"-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}.whl")
 
 
 def test_installed_package_imports_without_torch(site, tmp_path):
@@ -287,28 +310,10 @@ def test_editable_again_without_the_extension_removes_it(small, tmp_path):
     assert json.loads((small / "skd/_build.json").read_text())["cpu"]["reason"] == "SKD_BUILD_CPU=0 at build time"
 
 
-CUDA_KERNEL = """
-#include <cuda_runtime.h>
-__global__ void twice(float* x) { x[threadIdx.x] *= 2; }
-int launch() { twice<<<1, 1>>>(nullptr); return int(cudaGetLastError()); }
-int runtime_version() { int v = 0; cudaRuntimeGetVersion(&v); return v; }
-"""
-CUDA_MODULE = """
-#include <Python.h>
-int runtime_version();
-static PyObject* version(PyObject*, PyObject*) { return PyLong_FromLong(runtime_version()); }
-static PyMethodDef methods[] = {{"version", version, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
-static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
-PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&module); }
-"""
-
-
 @needs_cxx
 @pytest.mark.skipif(bool(NVCC.obstacle), reason=str(NVCC.obstacle))
 def test_cuda_extension_needs_neither_driver_nor_cuda_libraries(small, tmp_path):
-    (small / "csrc/cuda").mkdir()
-    (small / "csrc/cuda/twice.cu").write_text(CUDA_KERNEL)
-    (small / "csrc/cuda/module.cpp").write_text(CUDA_MODULE)
+    put_small_cuda_extension(small)
     arch = "90" if NVCC.version >= (11, 8) else "80"
     environment = {"SKD_BUILD_CUDA": "1", "SKD_CUDA_ARCHS": arch, "SKD_NVCC": NVCC.command[0], "SKD_BUILD_CPU": "0"}
     wheel = pep517(small, "build_wheel", tmp_path / "wheel", **environment)
