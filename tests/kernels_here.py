@@ -24,13 +24,12 @@ def each_with_kernels(cases: list) -> list:
     """Parameters ``kernel, case``: every case on the kernels that will serve users here, some on the others.
 
     The lesser instruction sets run the same source with shorter vectors, and the reference is close to the oracle: of
-    their cases one in eight and one in sixteen are chosen by their names. SKD_TEST_SHARE=3 chooses one in three of all.
+    their cases one in eight and one in sixteen are chosen by their names.
     """
-    every = int(os.environ.get("SKD_TEST_SHARE", "1"))
     best = next((name for name in kernels() if name.startswith("cpu:")), None)
     chosen = []
     for kernel in kernels():
-        share = 16 if kernel == "reference" else 8 if kernel.startswith("cpu:") and kernel != best else every
+        share = 16 if kernel == "reference" else 8 if kernel.startswith("cpu:") and kernel != best else 1
         chosen += [
             pytest.param(kernel, case, id=f"{kernel}-{case}")
             for case in cases

@@ -12,4 +12,4 @@ from in_interpreter import needs_triton, passed_in_interpreter
 @needs_triton
 def test_the_kernels_pass_in_the_interpreter():
     tests = ("tests/test_fourier_align.py", "tests/test_spectral_intensity.py")
-    assert passed_in_interpreter("-p", "triton_large_tiles", *tests, SKD_TEST_KERNELS="triton") > 200
+    assert passed_in_interpreter("-p", "triton_large_tiles", *tests, SKD_TEST_KERNELS="triton") > 190

@@ -10,10 +10,10 @@ import zlib
 from hypothesis import settings
 
 KEPT = {
-    "test_loss_and_gradient_are_those_of_float64": 9,
+    "test_loss_and_gradient_are_those_of_float64": 12,
     "test_every_combination_of_options": 40,
-    "test_larger_maps": 3,
-    "test_intensity_is_that_of_float64": 8,
+    "test_larger_maps": 5,
+    "test_intensity_is_that_of_float64": 12,
     "test_every_dtype": 2,
     "test_very_small_and_very_large_numbers": 2,
 }
@@ -23,13 +23,12 @@ LEFT_OUT = (
     "test_training_with_each_backend_follows_one_curve",  # 40 steps
     "test_the_same_bits_from_run_to_run_and_for_any_number_of_threads",  # the interpreter has no threads
     "test_the_same_bits_for_any_number_of_threads",
-    "test_opcheck[triton-nchw]",  # one memory order shows how the kernels' outputs lie
-    "test_opcheck[triton-tokens]",
+    *(f"test_opcheck[triton-{order}]" for order in ("nchw", "tokens", "transposed")),  # backends get outputs, make none
 )
 
 
 def pytest_configure(config):
-    settings.register_profile("interpreter", max_examples=10, derandomize=True, deadline=None)
+    settings.register_profile("interpreter", max_examples=6, derandomize=True, deadline=None)
     settings.load_profile("interpreter")
 
 

@@ -6,6 +6,7 @@
 // program, and, with -fsanitize=alignment, so does an access through an address that its type's alignment forbids.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -146,15 +147,18 @@ inline void run_block(const std::function<void()>& kernel) {
 
 enum class State { ready, at_block, at_warp, done };
 
+// Begins by a context, whose stack it needs, and is then left and entered by jumps: these call no kernel.
 struct Fiber : Thread {
   ucontext_t context;
+  jmp_buf place;
   std::unique_ptr<char[]> stack{new char[kStack]};
   State state = State::ready;
+  bool begun = false;
   static constexpr size_t kStack = 128 << 10;
 };
 
 struct Scheduler {
-  ucontext_t context;
+  jmp_buf place;
   std::vector<std::unique_ptr<Fiber>> fibers;
   Fiber* running = nullptr;
   const std::function<void()>* kernel = nullptr;
@@ -168,14 +172,31 @@ inline Thread& current() { return *scheduler().running; }
 inline void yield(State state) {
   Fiber* const self = scheduler().running;
   self->state = state;
-  swapcontext(&self->context, &scheduler().context);
+  if (_setjmp(self->place) == 0) _longjmp(scheduler().place, 1);
 }
 inline void wait_for_block() { yield(State::at_block); }
 inline void wait_for_warp() { yield(State::at_warp); }
 
-inline void enter() {
-  (*scheduler().kernel)();
-  yield(State::done);
+inline void run_kernels() {
+  while (true) {
+    (*scheduler().kernel)();
+    yield(State::done);
+  }
+}
+
+// Until the fiber yields. Nothing of this function's own is changed between its two returns from _setjmp.
+inline __attribute__((noinline)) void resume(Fiber* fiber) {
+  Scheduler& s = scheduler();
+  s.running = fiber;
+  if (_setjmp(s.place) != 0) return;
+  if (fiber->begun) _longjmp(fiber->place, 1);
+  fiber->begun = true;
+  getcontext(&fiber->context);
+  fiber->context.uc_stack.ss_sp = fiber->stack.get();
+  fiber->context.uc_stack.ss_size = Fiber::kStack;
+  fiber->context.uc_link = nullptr;
+  makecontext(&fiber->context, run_kernels, 0);
+  setcontext(&fiber->context);
 }
 
 inline void run_block(const std::function<void()>& kernel) {
@@ -186,11 +207,6 @@ inline void run_block(const std::function<void()>& kernel) {
   std::vector<Fiber*> order;
   for (unsigned i = 0; i < count; ++i) {
     Fiber& fiber = *s.fibers[i];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = Fiber::kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
     fiber.index = dim3(i, 0, 0);
     fiber.copies.clear();
     fiber.state = State::ready;
@@ -208,8 +224,7 @@ inline void run_block(const std::function<void()>& kernel) {
     for (Fiber* fiber : order) {
       if (fiber->state != State::ready) continue;
       progress = true;
-      s.running = fiber;
-      swapcontext(&s.context, &fiber->context);
+      resume(fiber);
     }
     for (unsigned w = 0; w < count; w += 32) {
       const unsigned end = std::min(count, w + 32);

@@ -69,6 +69,7 @@ static inline int emulated_any(__m512i v) {
   return all != 0;
 }
 
+#undef _mm512_maskz_cvtps_ph  // a macro without optimisation
 #define _mm512_maskz_loadu_ps(mask, p) emulated_load(mask, p)
 #define _mm512_mask_storeu_ps(p, mask, v) emulated_store(p, mask, v)
 #define _mm512_stream_ps(p, v) emulated_stream(p, v)
