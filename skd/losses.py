@@ -41,8 +41,8 @@ def _align(student, teacher, match, weights, bands, focal, reduction, return_spe
     if match in CLOSED_FORMS and bands is None and focal is None and not return_spectra:
         return spectral_align(students, teachers, scales, match, backend, reduce=reduction != "none")
     bands = _bands_of_layers(bands, students, teachers)
-    losses, pooled = fourier_align(students, teachers, bands, scales, match, focal, return_spectra, backend)
-    loss = losses if reduction == "none" else losses.sum()
+    options = (match, focal, return_spectra, backend, reduction != "none")
+    loss, pooled = fourier_align(students, teachers, bands, scales, *options)
     return (loss, [(x[0], x[1]) for x in pooled]) if return_spectra else loss
 
 

@@ -2,6 +2,9 @@
 
 That is for magnitudes, for weights of single bins, and for pooled spectra. Losses, the students' gradients and the
 spectra come from one pass over both maps. What needs no transform is :mod:`skd.ops.spectral_align`'s.
+
+``torch.ops.skd.fourier_align`` is registered with ``torch.library``; plain eager calls go around the dispatcher, as in
+:mod:`skd.ops.spectral_align`.
 """
 
 import torch
@@ -18,7 +21,7 @@ from skd.ops.paired_maps import (
     save_for_backward,
     student_gradients,
 )
-from skd.ops.stored_gradients import refuse_transforms, stored_scale
+from skd.ops.stored_gradients import is_plain_eager, refuse_transforms, stored_scale
 
 MATCHES = ("complex", "mse", "magnitude", "log_magnitude")
 
@@ -32,8 +35,9 @@ def fourier_align(
     focal: float | None,
     spectra: bool,
     backend: str | None,
+    reduce: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The losses of a list of layers, each times its scale, and the pooled magnitudes of both maps.
+    """The losses of a list of layers, each times its scale, or their sum; and the pooled magnitudes of both maps.
 
     Args:
         students: per layer ``[B, Cs, H, W]``.
@@ -44,17 +48,23 @@ def fourier_align(
         focal: exponent of the focal weights, or None.
         spectra: whether the magnitudes are wanted.
         backend: a name, or None for the best.
+        reduce: whether the losses are added up.
 
     Returns:
-        ``[L]`` in float32, or in float64 if any map is float64; and per layer ``[2, H, W//2+1]`` of the same dtype,
-        the student's magnitudes and the teacher's, or an empty list.
+        ``[L]``, or a scalar if reduced, in float32, or in float64 if any map is float64; and per layer
+        ``[2, H, W//2+1]`` of the same dtype, the student's magnitudes and the teacher's, or an empty list.
     """
     refuse_transforms((*students, *teachers))
     needs_gradient = [torch.is_grad_enabled() and s.requires_grad for s in students]
-    losses, _, pooled = torch.ops.skd.fourier_align(
-        students, teachers, bands, scales, match, focal, spectra, needs_gradient, backend
-    )
-    return losses, pooled
+    arguments = (students, teachers, bands, scales, match, focal, spectra, needs_gradient, backend)
+    if not is_plain_eager((*students, *teachers, *bands)):
+        losses, _, pooled = torch.ops.skd.fourier_align(*arguments)
+    elif True in needs_gradient:
+        losses, *pooled = _Eager.apply(arguments, reduce, *students)
+        return losses, pooled
+    else:
+        losses, _, pooled = _forward(*arguments)
+    return losses.sum() if reduce else losses, pooled
 
 
 # --- The coefficients, computed once for every backend ---
@@ -161,7 +171,39 @@ def _run_triton(layers: list[dict], out: Tensor) -> None:
 IMPLEMENTATIONS = {"cuda": _run_cuda, "triton": _run_triton, "cpu": _run_cpu, "reference": _run_reference}
 
 
-# --- Registered ---
+def _forward(students, teachers, bands, scales, match, focal, spectra, needs_gradient, backend):
+    losses, gradients, pooled = _empty_outputs(students, teachers, bands, spectra, needs_gradient)
+    layers = _describe(students, teachers, bands, scales, match, focal, gradients, needs_gradient, pooled)
+    name = backends.choose(backend, losses.device, IMPLEMENTATIONS, "fourier_align", losses.dtype == torch.float64)
+    IMPLEMENTATIONS[name](layers, losses)
+    return losses, gradients, pooled
+
+
+# --- Autograd, in eager mode and registered ---
+
+
+def _save(ctx, students, teachers, scales, match, needs_gradient, backend, gradients, constants) -> None:
+    ctx.mark_non_differentiable(*constants)
+    numbers = [numbers_in_mean(match, s, t) for s, t in zip(students, teachers, strict=True)]
+    save_for_backward(ctx, students, scales, numbers, needs_gradient, backend, gradients)
+
+
+class _Eager(torch.autograd.Function):
+    """The students come once more as arguments of their own, where autograd looks for what it differentiates."""
+
+    @staticmethod
+    def forward(ctx, arguments, reduce, *_):
+        students, teachers, _, scales, match, _, _, needs_gradient, backend = arguments
+        losses, gradients, pooled = _forward(*arguments)
+        _save(ctx, students, teachers, scales, match, needs_gradient, backend, gradients, pooled)
+        return losses.sum() if reduce else losses, *pooled
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        if upstream is not None and upstream.ndim == 0:
+            upstream = upstream.expand(len(ctx.numbers))
+        return None, None, *student_gradients(ctx, upstream)
+
 
 torch.library.define(
     "skd::fourier_align",
@@ -181,13 +223,9 @@ def _check(students, teachers, bands, scales, match, needs_gradient) -> None:
 
 
 @torch.library.impl("skd::fourier_align", "CompositeExplicitAutograd")
-def _forward(students, teachers, bands, scales, match, focal, spectra, needs_gradient, backend):
+def _registered_forward(students, teachers, bands, scales, match, focal, spectra, needs_gradient, backend):
     _check(students, teachers, bands, scales, match, needs_gradient)
-    losses, gradients, pooled = _empty_outputs(students, teachers, bands, spectra, needs_gradient)
-    layers = _describe(students, teachers, bands, scales, match, focal, gradients, needs_gradient, pooled)
-    name = backends.choose(backend, losses.device, IMPLEMENTATIONS, "fourier_align", losses.dtype == torch.float64)
-    IMPLEMENTATIONS[name](layers, losses)
-    return losses, gradients, pooled
+    return _forward(students, teachers, bands, scales, match, focal, spectra, needs_gradient, backend)
 
 
 @torch.library.register_fake("skd::fourier_align")
@@ -201,15 +239,13 @@ def _setup_context(ctx, inputs, output):
     if any(t.requires_grad for t in (*teachers, *bands)):
         raise ValueError(TEACHER_REQUIRES_GRAD)
     _, gradients, pooled = output
-    ctx.mark_non_differentiable(*gradients, *pooled)
-    numbers = [numbers_in_mean(match, s, t) for s, t in zip(students, teachers, strict=True)]
-    save_for_backward(ctx, students, scales, numbers, needs_gradient, backend, gradients)
+    _save(ctx, students, teachers, scales, match, needs_gradient, backend, gradients, (*gradients, *pooled))
     ctx.bands = len(bands)
 
 
-def _backward(ctx, upstream, *_):
+def _registered_backward(ctx, upstream, *_):
     layers = len(ctx.numbers)
     return student_gradients(ctx, upstream), [None] * layers, [None] * ctx.bands, *[None] * 6
 
 
-torch.library.register_autograd("skd::fourier_align", _backward, setup_context=_setup_context)
+torch.library.register_autograd("skd::fourier_align", _registered_backward, setup_context=_setup_context)
