@@ -324,6 +324,39 @@ def test_a_trainable_teacher_is_refused(backend):
         torch.ops.skd.fourier_align([student], [teacher], [], [1.0], "magnitude", None, False, [True], backend)
 
 
+def test_calls_past_the_checks_are_refused_not_computed(backend):
+    student, teacher = Case(2, 6, 9, 4, 5).make()
+    bands = [bands_of(student).float()]
+    for s, t, weights, match in [
+        (student, teacher[:1], [], "magnitude"),
+        (student, teacher[..., :3], [], "magnitude"),
+        (student, teacher, [], "magnitudes"),
+        (student, teacher, bands * 2, "magnitude"),
+        (student, teacher, [bands[0][:, 1:]], "magnitude"),
+        (student, teacher, [bands[0].double()], "magnitude"),
+    ]:
+        with pytest.raises((ValueError, RuntimeError)):
+            torch.ops.skd.fourier_align([s.detach()], [t], weights, [1.0], match, None, False, [True], backend)
+
+
+def test_the_registered_operation_gives_what_eager_calls_give(backend):
+    """Bit for bit, though these go around the dispatcher."""
+    pairs = [Case(2, 6, 9, 4, 5).make(), Case(2, 8, 4, 3, 3).make()]
+    students, teachers = ([pair[side] for pair in pairs] for side in (0, 1))
+    ours, spectra = skd.spectral_loss(
+        students, teachers, "magnitude", weights=[1.0, 0.5], reduction="none", return_spectra=True, backend=backend
+    )
+    ours.sum().backward()
+    copies = [s.detach().clone().requires_grad_() for s in students]
+    theirs, _, pooled = torch.ops.skd.fourier_align(
+        copies, teachers, [], [1.0, 0.5], "magnitude", None, True, [True, True], backend
+    )
+    theirs.sum().backward()
+    assert torch.equal(ours, theirs)
+    for a, b, of_both, (student, teacher) in zip(students, copies, pooled, spectra, strict=True):
+        assert torch.equal(a.grad, b.grad) and torch.equal(of_both, torch.stack([student, teacher]))
+
+
 def test_training_with_each_backend_follows_one_curve():
     contract.check_training_follows_one_curve("magnitude", falls_to=0.6)
 

@@ -140,6 +140,16 @@ def test_an_image_does_not_depend_on_its_batch(backend):
 
 
 @pytest.mark.parametrize("order", ["nchw", "tokens"])
+@pytest.mark.parametrize("shape", [(1, 4, 160, 200), (1, 96, 56, 56)], ids=str)
+def test_equal_magnitudes_add_up_without_drift(backend, shape, order):
+    """Rounding errors of equal terms do not cancel: a long sum in float32 drifts."""
+    spectrum = torch.randn(1, shape[1], 1, 1, generator=torch.Generator().manual_seed(0))
+    x = ORDERS[order](*shape).copy_(spectrum.expand(shape))
+    got = skd.spectral_intensity(x, norm="backward", backend=backend)
+    torch.testing.assert_close(got.double(), expected(spectrum, "channel")[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("order", ["nchw", "tokens"])
 def test_the_same_bits_for_any_number_of_threads(backend, order):
     if backend == "reference":
         pytest.skip("PyTorch's sums depend on the threads")

@@ -6,6 +6,7 @@ from torch import Tensor
 from skd import reference
 from skd.ops import backends, extensions
 from skd.ops.maps import check_map
+from skd.ops.stored_gradients import is_plain_eager
 
 AXES = ("channel", "space")
 NORMS = ("forward", "ortho", "backward")
@@ -58,6 +59,8 @@ def intensity_per_image(
     _check(x, axis, norm)
     n = x.shape[1] if axis == "channel" else x.shape[2] * x.shape[3]
     scale = {"forward": 1 / n, "ortho": n**-0.5, "backward": 1.0}[norm]
+    if is_plain_eager([x]) and not (x.requires_grad and torch.is_grad_enabled()):
+        return _forward(x, axis, scale, backend)  # around the dispatcher, as in skd.ops.spectral_align
     return torch.ops.skd.spectral_intensity(x, axis, scale, backend)
 
 
@@ -115,7 +118,6 @@ def _empty(x: Tensor, axis: str) -> Tensor:
     return torch.empty((x.shape[0], *bins(x, axis)), dtype=dtype, device=x.device)
 
 
-@torch.library.impl("skd::spectral_intensity", "CompositeExplicitAutograd")
 def _forward(x, axis, scale, backend):
     torch._check(x.ndim == 4 and axis in AXES, lambda: "spectral_intensity takes [B, C, H, W] and a known axis")
     in_double = x.dtype == torch.float64
@@ -123,6 +125,9 @@ def _forward(x, axis, scale, backend):
     out = _empty(x, axis)
     IMPLEMENTATIONS[name](x, axis, scale, out)
     return out
+
+
+torch.library.impl("skd::spectral_intensity", "CompositeExplicitAutograd", _forward)
 
 
 @torch.library.register_fake("skd::spectral_intensity")
