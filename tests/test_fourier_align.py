@@ -14,6 +14,7 @@ from pair_contract import ONE, WITHOUT_FLOAT64, layers, refuses
 from torch.utils.checkpoint import checkpoint
 
 import skd
+import skd.ops.fourier_align  # registers the operation
 from skd import reference
 
 ROUNDING = {F32: 1e-5, F64: 1e-11, BF16: 2.0**-8, F16: 2.0**-11}

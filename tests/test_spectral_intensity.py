@@ -140,7 +140,7 @@ def test_an_image_does_not_depend_on_its_batch(backend):
 
 
 @pytest.mark.parametrize("order", ["nchw", "tokens"])
-@pytest.mark.parametrize("shape", [(1, 4, 160, 200), (1, 96, 56, 56)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 4, 96, 128), (1, 96, 56, 56)], ids=str)
 def test_equal_magnitudes_add_up_without_drift(backend, shape, order):
     """Rounding errors of equal terms do not cancel: a long sum in float32 drifts."""
     spectrum = torch.randn(1, shape[1], 1, 1, generator=torch.Generator().manual_seed(0))
