@@ -14,7 +14,7 @@ KEPT = {
     "test_every_combination_of_options": 40,
     "test_larger_maps": 5,
     "test_intensity_is_that_of_float64": 12,
-    "test_equal_magnitudes_add_up_without_drift": 3,
+    "test_equal_magnitudes_add_up_without_drift": 3,  # of which the larger map's are left out below
     "test_every_dtype": 2,
     "test_very_small_and_very_large_numbers": 2,
 }
@@ -24,6 +24,7 @@ LEFT_OUT = (
     "test_training_with_each_backend_follows_one_curve",  # 40 steps
     "test_the_same_bits_from_run_to_run_and_for_any_number_of_threads",  # the interpreter has no threads
     "test_the_same_bits_for_any_number_of_threads",
+    *(f"test_equal_magnitudes_add_up_without_drift[triton-(1, 4, 96, 128)-{order}]" for order in ("nchw", "tokens")),
     *(f"test_opcheck[triton-{order}]" for order in ("nchw", "tokens", "transposed")),  # backends get outputs, make none
 )
 
