@@ -6,6 +6,8 @@ Each subcommand's options come from a dataclass through tyro. What a subcommand 
 
 import difflib
 import importlib.util
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,6 +17,8 @@ from skd.distill.errors import DistillError
 USER_ERROR = 2
 INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
+UNREAD = 141
+"""128 + SIGPIPE: who read the output has gone, as in ``skd bench --help | head``."""
 
 _TRAIN_MODULES = ("tyro", "rich", "timm", "torchvision", "sklearn", "matplotlib", "yaml", "safetensors")
 
@@ -26,9 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default ``sys.argv[1:]``.
 
     Returns:
-        Exit status: 0, 2 for a mistake in what was asked for (one line on standard error), 130 after Ctrl-C, or what
-        the subcommand returns. Any other exception is a defect and keeps its traceback.
+        Exit status: 0, 2 for a mistake in what was asked for (one line on standard error), 130 after Ctrl-C, 141 where
+        the output is read no more, or what the subcommand returns. Any other exception is a defect and keeps its
+        traceback.
     """
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _output_is_unread():
+            raise
+        return UNREAD
+
+
+def _run(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         print(_help(), file=sys.stderr)
@@ -134,6 +150,16 @@ def _help() -> str:
         f"subcommands:\n{lines}\n\n"
         "skd <subcommand> --help lists its options."
     )
+
+
+def _output_is_unread() -> bool:
+    """Whether standard output is the broken pipe; if so, what is still to be written goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    unread = any(events & select.POLLERR for _, events in poll.poll(0))
+    if unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return unread
 
 
 def _fail(sentence: str) -> int:

@@ -1,5 +1,6 @@
 """The command line: what it lists, imports, refuses and returns."""
 
+import os
 import subprocess
 import sys
 import types
@@ -158,3 +159,14 @@ def test_env_takes_no_options(capsys):
 def test_python_m_skd():
     done = subprocess.run([sys.executable, "-m", "skd", "--version"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"skd {skd.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"]], ids=["in the end", "by tyro"])
+def test_output_that_nobody_reads_any_more_is_no_defect(arguments):
+    """skd ... | head"""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "skd", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
