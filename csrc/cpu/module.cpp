@@ -8,6 +8,7 @@
 
 #include "common/bind_fourier.h"
 #include "common/bind_layers.h"
+#include "cpu/channel_histogram.h"
 #include "cpu/instruction_sets.h"
 #include "cpu/operations.h"
 
@@ -49,4 +50,13 @@ PYBIND11_MODULE(_cpu, m) {
       },
       py::arg("map"), py::arg("axis"), py::arg("scale"), py::arg("out"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>(), "Per image scaled magnitudes, averaged, are written to `out`.");
+  m.def(
+      "count_channels",
+      [](const Map& map, uintptr_t offset, uintptr_t scale, int64_t bins, int threads, uintptr_t holding) {
+        count_channels({map, reinterpret_cast<const double*>(offset), reinterpret_cast<const double*>(scale), bins},
+                       threads, reinterpret_cast<int64_t*>(holding));
+      },
+      py::arg("map"), py::arg("offset"), py::arg("scale"), py::arg("bins"), py::arg("threads"), py::arg("holding"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Histograms of every position's channels, as channel_histogram.h says.");
 }

@@ -4,6 +4,7 @@
 // of the map's own memory; the first pass of the transform reads them there. Passes go between two buffers, shared by
 // the block's threads with a barrier after each; the last step turns pairs of bins into magnitudes, and a thread adds
 // up those of its bins over the positions. Each block adds its tiles to sums of its own, which block_sums.cu adds up.
+#include "common/alignment.h"
 #include "common/number_formats.h"
 #include "cuda/block_fft.h"
 #include "cuda/fourier_align.h"
@@ -96,9 +97,14 @@ __device__ inline void add_tile(const ChannelIntensity& of, const FftPlan<float>
   }
   __syncthreads();
   for (int k = threadIdx.x; k < of.bins; k += kThreads) {
-    float sum = 0;
-    for (int p = 0; p < positions; ++p) sum += magnitudes[p * magnitudes_pitch + k];
-    sums[k] = first ? sum : sums[k] + sum;
+    double sum = first ? 0 : sums[k];
+    for (int p = 0; p < positions;) {
+      const int end = positions - p > kTermsInFloat ? p + kTermsInFloat : positions;
+      float terms = 0;
+      for (; p < end; ++p) terms += magnitudes[p * magnitudes_pitch + k];
+      sum += terms;
+    }
+    sums[k] = float(sum);
   }
   __syncthreads();  // before the next tile is fetched
 }

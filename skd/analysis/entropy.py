@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from skd.ops.channel_histogram import bins_holding
+
 BINS = 100
 _NARROWEST = 1e-30  # a range below it counts as one value: 100 / range would overflow
 
@@ -28,17 +30,14 @@ class ChannelEntropy:
         self._bins_holding = [torch.zeros(c + 1, dtype=torch.int64) for c in channels]
         self._positions = [0] * len(self._channels)
 
-    def add(self, maps: Sequence[Tensor]) -> None:
+    def add(self, maps: Sequence[Tensor], backend: str | None = None) -> None:
         """Count one batch: the maps ``[B, C, H, W]`` of all layers, finite."""
-        maps = [x if x.dtype == torch.float64 else x.float() for x in maps]
         low = torch.stack([x.amin((1, 2, 3)).to(torch.float64) for x in maps]).amin(0)
         high = torch.stack([x.amax((1, 2, 3)).to(torch.float64) for x in maps]).amax(0)
         span = high - low
         scale = torch.where(span > _NARROWEST, BINS / span, 0.0)
         for layer, x in enumerate(maps):
-            counts = _counts_per_position(x, low, scale)
-            holding = torch.bincount(counts, minlength=self._channels[layer] + 1)
-            self._bins_holding[layer] += holding.cpu()
+            self._bins_holding[layer] += bins_holding(x, low, scale, BINS, backend)
             self._positions[layer] += x.shape[0] * x.shape[2] * x.shape[3]
 
     def bits(self) -> Tensor:
@@ -50,18 +49,3 @@ class ChannelEntropy:
             inner = (holding[1:] * n * n.log2()).sum() / (channels * positions)
             entropies.append((torch.tensor(float(channels)).double().log2() - inner).clamp(min=0))
         return torch.stack(entropies)
-
-
-def _counts_per_position(x: Tensor, low: Tensor, scale: Tensor) -> Tensor:
-    """How many of its C values every position has in each bin: [B * H * W * 100], positions in any order."""
-    batch, _, height, width = x.shape
-    positions = torch.arange(batch * height * width, dtype=torch.int32, device=x.device) * BINS
-    if x.stride(1) == 1:  # walk the map in the order of its memory
-        x = x.permute(0, 2, 3, 1)
-        positions = positions.view(batch, height, width, 1)
-    else:
-        positions = positions.view(batch, 1, height, width)
-    offset = (-low * scale).to(x.dtype).view(-1, 1, 1, 1)
-    bins = torch.addcmul(offset, x, scale.to(x.dtype).view(-1, 1, 1, 1)).to(torch.int32)
-    bins.clamp_(0, BINS - 1).add_(positions)
-    return torch.bincount(bins.flatten(), minlength=positions.numel() * BINS)

@@ -102,7 +102,7 @@ class _Sums:
         for row in rows:
             self.total += row
         if self.entropy is not None:
-            self.entropy.add(maps)
+            self.entropy.add(maps, backend)
         self.images += len(rows)
 
     def means(self) -> list[Tensor]:

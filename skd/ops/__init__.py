@@ -1,1 +1,1 @@
-"""Operations: one file each, with its torch.library schema, fake, autograd and choice of backend."""
+"""Operations: one file each, with its backends and, if compilers meet it, torch.library schema and autograd."""

@@ -115,7 +115,7 @@ def test_sdist_holds_what_a_wheel_needs_and_the_tests(tree, sdist):
 
 @needs_cxx
 def test_sdist_holds_every_header_that_its_sources_include(unpacked):
-    """And none is found elsewhere, but those of the compiler, Python, pybind11 and CUDA."""
+    """The preprocessor, told only of the sdist, Python, pybind11 and CUDA's stand-in, misses none."""
     sources = sorted(unpacked.glob("csrc/c*/*.c*"))
     assert {".cpp", ".cu"} <= {source.suffix for source in sources}
     include = ["-I", unpacked / "csrc", "-I", sysconfig.get_path("include"), "-I", pybind11.get_include()]
@@ -124,9 +124,7 @@ def test_sdist_holds_every_header_that_its_sources_include(unpacked):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     headers = {Path(word) for word in done.stdout.split() if word.endswith(".h")}
-    ours = {path for path in headers if path.is_relative_to(unpacked)}
-    assert len(ours) > 20
-    assert {path.name for path in headers - ours if path.is_relative_to(ROOT)} <= {"cuda_runtime.h"}
+    assert len({path for path in headers if path.is_relative_to(unpacked)}) > 20
 
 
 def test_wheel_holds_the_package_and_nothing_else(tree, wheel):
