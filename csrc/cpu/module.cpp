@@ -45,11 +45,11 @@ PYBIND11_MODULE(_cpu, m) {
         "Losses are written to the address `out`, gradients and spectra where the layers say.");
   m.def(
       "spectral_intensity",
-      [](const Map& map, int axis, double scale, uintptr_t out, int threads) {
-        spectral_intensity({map, Axis(axis), scale, reinterpret_cast<char*>(out)}, threads);
+      [](const Map& map, int axis, double scale, uintptr_t out, bool per_image, int threads) {
+        spectral_intensity({map, Axis(axis), scale, reinterpret_cast<char*>(out)}, per_image, threads);
       },
-      py::arg("map"), py::arg("axis"), py::arg("scale"), py::arg("out"), py::arg("threads"),
-      py::call_guard<py::gil_scoped_release>(), "Per image scaled magnitudes, averaged, are written to `out`.");
+      py::arg("map"), py::arg("axis"), py::arg("scale"), py::arg("out"), py::arg("per_image"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>(), "Scaled magnitudes, averaged, are written to `out`.");
   m.def(
       "count_channels",
       [](const Map& map, uintptr_t offset, uintptr_t scale, int64_t bins, int threads, uintptr_t holding) {

@@ -166,7 +166,7 @@ void fourier_align(const std::vector<FourierArguments>& arguments, int threads, 
   }
 }
 
-void spectral_intensity(const IntensityArguments& x, int threads) {
+void spectral_intensity(const IntensityArguments& x, bool per_image, int threads) {
   const int64_t images = x.map.shape[0], bins = x.bins();
   if (images == 0) return;
   const IntensityKernel& kernel = instruction_set_in_use().spectral_intensity;
@@ -178,12 +178,16 @@ void spectral_intensity(const IntensityArguments& x, int threads) {
     kernel.run(x, prepared.get(), item / parts, item % parts, scratch_of_this_thread(scratch),
                sums.data() + item * bins);
   });
-  const double scale = x.scale / double(x.transforms());
-  for (int64_t image = 0; image < images; ++image) {
+  // The first row of a result becomes its sum.
+  const int64_t rows = per_image ? parts : images * parts;
+  const double scale = x.scale / double(x.transforms() * (per_image ? 1 : images));
+  for (int64_t first = 0; first < images * parts; first += rows) {
+    double* const sum = sums.data() + first * bins;
+    for (int64_t row = 1; row < rows; ++row) {
+      for (int64_t k = 0; k < bins; ++k) sum[k] += sum[row * bins + k];
+    }
     for (int64_t k = 0; k < bins; ++k) {
-      double sum = 0;
-      for (int64_t part = 0; part < parts; ++part) sum += sums[size_t((image * parts + part) * bins + k)];
-      write(uintptr_t(x.out), size_t(image * bins + k), x.map.dtype == DType::float64, sum * scale);
+      write(uintptr_t(x.out), size_t(first / rows * bins + k), x.map.dtype == DType::float64, sum[k] * scale);
     }
   }
 }

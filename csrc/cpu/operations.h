@@ -19,6 +19,7 @@ void spectral_align(const std::vector<AlignArguments>& layers, int threads, uint
 // The same, one number per layer; spectra go where the layers say, in the dtype of the losses.
 void fourier_align(const std::vector<FourierArguments>& layers, int threads, uintptr_t out, bool out_is_double);
 
-void spectral_intensity(const IntensityArguments& x, int threads);
+// Without `per_image` the mean over the images goes to `out`, without their dimension.
+void spectral_intensity(const IntensityArguments& x, bool per_image, int threads);
 
 }  // namespace skd

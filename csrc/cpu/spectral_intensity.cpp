@@ -17,7 +17,6 @@ namespace SKD_ISA {
 namespace {
 
 constexpr int64_t kMostParts = 4;  // of an image, each with sums of its own
-constexpr int64_t kAhead = 2;      // vectors of positions, whose memory is fetched while others are transformed
 
 // One of the two.
 template <class A>
@@ -116,10 +115,7 @@ void load_positions(const Map& map, int64_t image, int64_t position, A* tile) {
   if (order == Order::channels) {
     for (; c + n <= channels; c += n) {
       Vector<A> block[n];
-      for (int i = 0; i < n; ++i) {
-        __builtin_prefetch(row[i] + c + n * map.stride[3]);
-        block[i] = i < skipped ? Vector<A>{} : Access<A, T>::load(row[i] + c);
-      }
+      for (int i = 0; i < n; ++i) block[i] = i < skipped ? Vector<A>{} : Access<A, T>::load(row[i] + c);
       transpose<A>(block);
       for (int i = 0; i < n; ++i) Access<A, A>::store(tile + (c + i) * n, block[i]);
     }
@@ -136,13 +132,38 @@ bool is_readable(const Map& map, int64_t group) {
          (group + 1) * kWidth<A> <= map.shape[2] * map.shape[3];
 }
 
+// Memory that is wanted later, fetched while a group is transformed: a line, or part of one, for every bin.
+struct Ahead {
+  uintptr_t at;
+  int64_t step;
+};
+
+// Token maps want the next group's rows. Planes want a stretch of the next image: one piece of memory, where the few
+// numbers that the next group has in each plane would take a line for each.
+template <class A>
+Ahead memory_ahead(const Map& map, int64_t image, int64_t group) {
+  const int64_t size = bytes_of(map.dtype), columns = map.shape[3], next = (group + 1) * kWidth<A>;
+  const int64_t step = 2 * kWidth<A> * size;  // two numbers of every lane make a bin
+  const uintptr_t start = uintptr_t(map.data) + image * map.stride[0] * size, next_image = start + map.stride[0] * size;
+  if (order_of(map) == Order::channels && next < map.shape[2] * columns) {
+    return {start + (next / columns * map.stride[2] + next % columns * map.stride[3]) * size, step};
+  }
+  if (image + 1 == map.shape[0]) return {start, 0};
+  return {order_of(map) == Order::channels ? next_image : next_image + group * map.shape[1] * step / 2, step};
+}
+
 // Adds up the magnitudes of a group; load(c) is its vector of channel c.
 template <class Load>
-void add_magnitudes(const Prepared<float>& prepared, Load load, const IntensityScratch<float>& scratch) {
+void add_magnitudes(const Prepared<float>& prepared, Load load, const IntensityScratch<float>& scratch, Ahead ahead) {
   typedef Vector<float> V;
   V* const magnitudes = scratch.magnitudes;
   fft_real_forward(
-      prepared.plan, load, [&](int k, Complex<V> bin) SKD_INLINED { magnitudes[k] += Functions<V>::magnitude(bin); },
+      prepared.plan, load,
+      [&](int k, Complex<V> bin) SKD_INLINED {
+        __builtin_prefetch(reinterpret_cast<const void*>(ahead.at));
+        ahead.at += ahead.step;
+        magnitudes[k] += Functions<V>::magnitude(bin);
+      },
       scratch.work);
 }
 
@@ -157,18 +178,17 @@ void pool_channels(const IntensityArguments& x, const Prepared<A>& prepared, int
       if constexpr (sizeof(A) == sizeof(float)) {
         const float* const p = at<float>(x.map, image, 0, 0) + position;
         const int64_t stride = x.map.stride[1];
-        add_magnitudes(
-            prepared,
-            [&](int c) SKD_INLINED {
-              __builtin_prefetch(p + c * stride + kAhead * kWidth<A>);
-              return Access<A, float>::load(p + c * stride);
-            },
-            scratch);
+        const auto load = [&](int c) SKD_INLINED {
+          __builtin_prefetch(p + c * stride + 2 * kWidth<A>);  // into the first level
+          return Access<A, float>::load(p + c * stride);
+        };
+        add_magnitudes(prepared, load, scratch, memory_ahead<A>(x.map, image, group));
       }
     } else {
       SKD_FOR_DTYPE(x.map.dtype, T, load_positions<A, T>(x.map, image, position, scratch.tile);)
       if constexpr (sizeof(A) == sizeof(float)) {
-        add_magnitudes(prepared, [&](int c) SKD_INLINED { return tile.load(c); }, scratch);
+        const auto load = [&](int c) SKD_INLINED { return tile.load(c); };
+        add_magnitudes(prepared, load, scratch, memory_ahead<A>(x.map, image, group));
       } else {  // with code that is there already
         Prefetcher idle;
         rows_to_bins_by_plan(prepared.plan, tile, 1, scratch.bins, scratch.work, idle);

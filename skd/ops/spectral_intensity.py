@@ -45,8 +45,7 @@ def spectral_intensity(
         ValueError: it is not ``[B, C, H, W]`` with at least one number, or an unknown axis, norm or backend.
         RuntimeError: a backend asked for by name that cannot serve.
     """
-    per_image = intensity_per_image(x, axis, norm=norm, backend=backend)
-    return per_image.mean(0, dtype=torch.float64).to(per_image.dtype)
+    return _intensity(x, axis, norm, backend, per_image=False)
 
 
 def intensity_per_image(
@@ -56,12 +55,21 @@ def intensity_per_image(
 
     An image's numbers do not depend on what else is in its batch.
     """
+    return _intensity(x, axis, norm, backend, per_image=True)
+
+
+def _intensity(x: Tensor, axis: str, norm: str, backend: str | None, per_image: bool) -> Tensor:
     _check(x, axis, norm)
     n = x.shape[1] if axis == "channel" else x.shape[2] * x.shape[3]
     scale = {"forward": 1 / n, "ortho": n**-0.5, "backward": 1.0}[norm]
     if is_plain_eager([x]) and not (x.requires_grad and torch.is_grad_enabled()):
-        return _forward(x, axis, scale, backend)  # around the dispatcher, as in skd.ops.spectral_align
-    return torch.ops.skd.spectral_intensity(x, axis, scale, backend)
+        return _forward(x, axis, scale, backend, per_image)  # around the dispatcher, as in skd.ops.spectral_align
+    intensities = torch.ops.skd.spectral_intensity(x, axis, scale, backend)
+    return intensities if per_image else _mean_of_images(intensities)
+
+
+def _mean_of_images(intensities: Tensor) -> Tensor:
+    return intensities.mean(0, dtype=torch.float64).to(intensities.dtype)
 
 
 def _check(x: Tensor, axis: str, norm: str) -> None:
@@ -86,10 +94,10 @@ def _run_reference(x: Tensor, axis: str, scale: float, out: Tensor) -> None:
     out.copy_(reference.spectral_intensity(x, axis, scale))
 
 
-def _run_cpu(x: Tensor, axis: str, scale: float, out: Tensor) -> None:
+def _run_cpu(x: Tensor, axis: str, scale: float, out: Tensor, per_image: bool = True) -> None:
     extension = backends.load("cpu")
-    described = extensions.map_of(extension, x)
-    extension.spectral_intensity(described, AXES.index(axis), scale, out.data_ptr(), torch.get_num_threads())
+    described, threads = extensions.map_of(extension, x), torch.get_num_threads()
+    extension.spectral_intensity(described, AXES.index(axis), scale, out.data_ptr(), per_image, threads)
 
 
 def _run_cuda(x: Tensor, axis: str, scale: float, out: Tensor) -> None:
@@ -113,21 +121,30 @@ IMPLEMENTATIONS = {"cuda": _run_cuda, "triton": _run_triton, "cpu": _run_cpu, "r
 torch.library.define("skd::spectral_intensity", "(Tensor x, str axis, float scale, str? backend) -> Tensor")
 
 
-def _empty(x: Tensor, axis: str) -> Tensor:
+def _empty(x: Tensor, axis: str, per_image: bool = True) -> Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty((x.shape[0], *bins(x, axis)), dtype=dtype, device=x.device)
+    shape = (x.shape[0], *bins(x, axis)) if per_image else bins(x, axis)
+    return torch.empty(shape, dtype=dtype, device=x.device)
 
 
-def _forward(x, axis, scale, backend):
-    torch._check(x.ndim == 4 and axis in AXES, lambda: "spectral_intensity takes [B, C, H, W] and a known axis")
+def _forward(x, axis, scale, backend, per_image=True):
     in_double = x.dtype == torch.float64
     name = backends.choose(backend, x.device, IMPLEMENTATIONS, "spectral_intensity", in_double)
+    if name == "cpu":
+        out = _empty(x, axis, per_image)
+        _run_cpu(x, axis, scale, out, per_image)
+        return out
     out = _empty(x, axis)
     IMPLEMENTATIONS[name](x, axis, scale, out)
-    return out
+    return out if per_image else _mean_of_images(out)
 
 
-torch.library.impl("skd::spectral_intensity", "CompositeExplicitAutograd", _forward)
+def _registered(x, axis, scale, backend):
+    torch._check(x.ndim == 4 and axis in AXES, lambda: "spectral_intensity takes [B, C, H, W] and a known axis")
+    return _forward(x, axis, scale, backend)
+
+
+torch.library.impl("skd::spectral_intensity", "CompositeExplicitAutograd", _registered)
 
 
 @torch.library.register_fake("skd::spectral_intensity")
