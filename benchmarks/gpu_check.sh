@@ -305,7 +305,7 @@ full_benchmark() {
         return
     fi
     part "full benchmark" "$limit" "$scratch/log" "$python" -u -m skd.bench --device cuda --out "$folder" --add \
-        --what align magnitude --seconds 2 --total-seconds $((limit * 8 / 10))
+        --what align magnitude intensity --seconds 2 --total-seconds $((limit * 8 / 10))
     if [ "$rc" -eq 124 ]; then
         note "the rest of the full benchmark: its time was over in the middle of a configuration"
     else

@@ -7,8 +7,8 @@ import torch
 
 from skd import bench, reference
 from skd.bench import memory
-from skd.bench.cuda import variants, workloads
-from skd.bench.cuda.variants import Variant
+from skd.bench.cuda import losses, workloads
+from skd.bench.cuda.losses import Variant
 from skd.bench.maps import Shape
 
 SMALL = "12<-20 6x5 B3"
@@ -101,7 +101,7 @@ TWO = ((12, 20, 6, 5), (16, 8, 4, 7))
 
 def on_the_cpu():
     """The variants that can run here."""
-    return [v for v in variants.VARIANTS if not v.compiled and v.backend not in ("cuda", "triton")]
+    return [v for v in losses.VARIANTS if not v.compiled and v.backend not in ("cuda", "triton")]
 
 
 def spoilt(name, when=lambda: True, **options):
@@ -122,4 +122,4 @@ def spoilt(name, when=lambda: True, **options):
 
 def with_variants(monkeypatch, *more, replace=()):
     kept = [v for v in on_the_cpu() if v.name not in replace]
-    monkeypatch.setattr(variants, "VARIANTS", (*more, *kept))
+    monkeypatch.setattr(losses, "VARIANTS", (*more, *kept))

@@ -16,15 +16,15 @@ from skd import bench, reference
 from skd.bench import correctness
 from skd.bench.case import COPY
 from skd.bench.config import MATCHES
-from skd.bench.cuda import report, runner, sampling, variants, workloads
+from skd.bench.cuda import intensity, losses, report, runner, sampling, workloads
+from skd.bench.cuda.losses import COPY_GRAPH, Variant
 from skd.bench.cuda.sampling import MODES
-from skd.bench.cuda.variants import COPY_GRAPH, Variant
 from skd.bench.pairs import BASELINE
 from skd.bench.report import OK, UNAVAILABLE, WRONG
 
 
 def test_a_measurement_leaves_complete_rows(tmp_path, capsys, monkeypatch):
-    with_variants(monkeypatch, *(v for v in variants.VARIANTS if v.name == "skd-cuda"))
+    with_variants(monkeypatch, *(v for v in losses.VARIANTS if v.name == "skd-cuda"))
     monkeypatch.setattr(runner.backends, "backends", lambda: {"cuda": "no kernels here", "reference": True})
     assert runner.run(config(tmp_path), CpuDevice()) == 0
     found = read_rows(tmp_path)
@@ -90,7 +90,7 @@ def test_times_of_a_wrong_result_stay_hidden_even_if_there_are_some():
         {("cold", "both"): [1.0]}, {("cold", "both"): [1.0]}, {("cold", "both"): 1}, {("cold", "both"): 0}
     )
     wrong = report.Result(spoilt("spoilt"), WRONG, "it is", times=times)
-    right = report.Result(variants.VARIANTS[0], OK, times=times)
+    right = report.Result(losses.VARIANTS[0], OK, times=times)
     group = report.Group(1, case_of(*TWO), 1, [right, wrong])
     hidden = [row for row in report.rows(group) if row["variant"] == "spoilt"]
     assert all(row["median_ms"] is row["ratio_to_published_nchw"] is None for row in hidden)
@@ -221,6 +221,21 @@ def test_losses_with_a_transform_are_measured_with_what_there_is_for_them(tmp_pa
     assert {row["operation"] for row in found} == {"fourier_align"} and {row["status"] for row in found} == {OK}
     names = {row["variant"] for row in found}
     assert {BASELINE, COPY, "skd-reference"} <= names and not any(name.startswith("closed-form") for name in names)
+
+
+def test_intensities_are_measured_as_a_whole(tmp_path, capsys, monkeypatch):
+    kept = [v for v in intensity.VARIANTS if not v.compiled and v.backend != "triton"]
+    monkeypatch.setattr(intensity, "VARIANTS", kept)
+    options = {"shapes": ("24 6x5 B3",), "variants": ("published", "skd-cuda", "skd-reference")}
+    assert runner.run(config(tmp_path, what=("intensity",), **options), CpuDevice()) == 0
+    found = read_rows(tmp_path)
+    assert {(row["operation"], row["phase"]) for row in found} == {("spectral_intensity", "both")}
+    assert {row["match"] for row in found} == {"channel", "space"} and {row["layout"] for row in found} == {"tokens"}
+    right = [row for row in found if row["variant"] in (BASELINE, "published", "skd-reference")]
+    assert len(right) == 2 * 2 * 3 and all(float(row["spectra_relative_error"]) < 1e-5 for row in right)
+    assert all(float(row["median_ms"]) > 0 and float(row["ratio_to_published_nchw"]) > 0 for row in right)
+    assert {row["status"] for row in found if row["variant"] == "skd-cuda"} == {UNAVAILABLE}
+    assert "24 6x5 B3, tokens, float32, channel; at least 0.0 MB to move" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.001])

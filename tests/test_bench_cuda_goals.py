@@ -100,3 +100,24 @@ def test_the_gradient_of_a_loss_with_a_transform_may_be_ten_times_as_far_off():
     assert judged("accuracy", row(gradient_relative_l2=9e-6)) == [goals.MISSED]
     assert judged("accuracy", row(gradient_relative_l2=9e-6, **transformed)) == [goals.REACHED]
     assert judged("accuracy", row(loss_relative_error=2e-6, **transformed)) == [goals.MISSED]
+
+
+@pytest.mark.parametrize(
+    ("goal", "changes", "statuses"),
+    [
+        ("intensity", {}, [goals.REACHED]),
+        ("intensity", {"percent_of_copy": 79.9}, [goals.MISSED]),
+        ("intensity", {"percent_of_copy": None}, [goals.UNKNOWN]),
+        ("intensity", {"floor_bytes": 60_000_000, "percent_of_copy": 10.0}, []),
+        ("intensity", {"dtype": "bfloat16", "percent_of_copy": 10.0}, []),
+        ("accuracy", {}, [goals.REACHED]),
+        ("accuracy", {"spectra_relative_error": 2e-6}, [goals.MISSED]),
+        ("bandwidth", {"percent_of_copy": 10.0}, []),
+        ("all", {"status": WRONG, "reason": "it is", "median_ms": None}, [goals.UNKNOWN]),
+    ],
+)
+def test_intensities_are_held_against_the_bandwidth_of_a_copy(goal, changes, statuses):
+    of_map = {"operation": "spectral_intensity", "match": "channel", "layers": "384 14x14 B256", "workload": "m"}
+    of_map |= {"percent_of_copy": 81.0, "spectra_relative_error": 1e-7, "student_bytes": 0}
+    of_map |= {"loss_relative_error": None, "gradient_relative_l2": None, "ratio_to_published_nchw": 9.0}
+    assert judged(goal, row(**(of_map | changes))) == statuses

@@ -9,11 +9,11 @@ from bench_cuda_helpers import TWO, CpuDevice, case_of, config, default, on_the_
 from skd import bench
 from skd.bench import __main__ as command
 from skd.bench.case import COPY
-from skd.bench.cuda import runner, variants, workloads
-from skd.bench.cuda.variants import COPY_GRAPH, Run
-from skd.bench.maps import Shape
+from skd.bench.cuda import intensity, losses, plan, runner, workloads
+from skd.bench.cuda.losses import COPY_GRAPH, Run
+from skd.bench.maps import MapShape, Shape
 from skd.bench.pairs import BASELINE
-from skd.bench.report import OK
+from skd.bench.report import OK, WRONG
 
 # --- What is asked for ---
 
@@ -44,7 +44,7 @@ def test_a_configuration_that_cannot_be_meant_ends_with_one_sentence(options, se
     assert not (tmp_path / "out").exists()
 
 
-def test_the_defaults_are_the_recipes_and_shapes_of_the_issue():
+def test_the_defaults_are_the_recipes_and_the_shapes_with_known_floors():
     cases = workloads.select_cases(default())
     names = {case.workload for case in cases}
     for batch in (64, 128, 256):
@@ -74,29 +74,51 @@ def test_shapes_batches_and_dtypes_are_chosen():
 
 
 def test_the_most_valuable_comes_first():
-    cases = workloads.select_cases(default())
-    steps = runner.plan(cases, variants.select_variants(()), in_two_looks=True)
-    assert len(steps) == 2 * len(cases)
-    looks = [[v.name for v in look] for _, look in steps]
+    steps = plan.in_order(plan.select(default()), in_two_looks=True)
+    assert len(steps) == 2 * len(workloads.select_cases(default()))
+    looks = [[v.name for v in step.variants] for step in steps]
     assert looks[0] == [BASELINE, COPY, COPY_GRAPH, "skd-cuda", "skd-cuda-graph", "skd-triton", "skd-triton-graph"]
-    first = [(case.workload, case.dtype) for case, _ in steps[:4]]
+    first = [(step.case.workload, step.case.dtype) for step in steps[:4]]
     assert first == [
         (f"{recipe} B128", dtype)
         for recipe in ("deit-tiny<-cait-s24", "swin-tiny<-swin-small")
         for dtype in ("float32", "bfloat16")
     ]
-    large = [case.floor_bytes("both") >= 64_000_000 for case, _ in steps]
+    large = [step.case.floor_bytes("both") >= 64_000_000 for step in steps]
     assert all(large[: large.index(False)]) and large.index(False) > 20
-    compiled = [any(v.compiled for v in look) for _, look in steps]
-    beyond = steps[compiled.index(True)][0]
+    compiled = [any(v.compiled for v in step.variants) for step in steps]
+    beyond = steps[compiled.index(True)].case
     assert beyond.recipe and beyond.batch == 128 and compiled.index(True) < len(steps) // 2
 
 
 def test_what_was_asked_for_by_name_is_one_look():
-    chosen = variants.select_variants(("closed-form",))
-    assert [v.name for v in chosen] == [BASELINE, COPY, COPY_GRAPH, "closed-form"]
-    assert len(runner.plan(workloads.select_cases(default()), chosen, in_two_looks=False)) == 162
-    assert not any(v.compiled for v in variants.select_variants((), compile=False))
+    steps = plan.in_order(plan.select(default(variants=("closed-form",))), in_two_looks=False)
+    assert [v.name for v in steps[0].variants] == [BASELINE, COPY, COPY_GRAPH, "closed-form"]
+    assert len(steps) == 162
+    assert not any(v.compiled for step in plan.select(default(compile=False)) for v in step.variants)
+
+
+def test_intensities_follow_the_losses_of_the_same_worth_and_have_shapes_of_their_own():
+    steps = plan.in_order(plan.select(default(what=("align", "intensity"))), in_two_looks=True)
+    kinds = [step.case.operation for step in steps]
+    assert kinds[:8] == ["spectral_align"] * 8 and kinds.count("spectral_intensity") == 2 * 3 * 4 * 2 * 2 * 2
+    largest = [step.case for step in steps if step.case.workload == "96 56x56 B256"]
+    assert {(case.layout, case.dtype, case.axis) for case in largest} == {
+        (layout, dtype, axis)
+        for layout in ("tokens", "nchw")
+        for dtype in ("float32", "bfloat16")
+        for axis in ("channel", "space")
+    }
+    assert largest[0].floor_bytes("both") == 256 * 96 * 56**2 * 4 and largest[0].floor_bytes("backward") == 0
+
+    def chosen(*shapes):
+        options = {"what": ("align", "intensity"), "shapes": shapes, "batches": (8,), "dtypes": ("float32",)}
+        return {step.case.workload for step in plan.select(default(**options))}
+
+    assert chosen("7x7") == {"192<-768 7x7 B8", "768<-768 7x7 B8", "768 7x7 B8"}
+    assert chosen("20 5x9 B3", "8<-4 2x2 B1") == {"20 5x9 B3", "8<-4 2x2 B1"}
+    with pytest.raises(ValueError, match="shape '7x8' is part of no default shape .*'768 7x7 B8'"):
+        chosen("7x7", "7x8")
 
 
 def test_the_command_without_its_packages_takes_the_same_options(tmp_path, monkeypatch, capsys):
@@ -148,19 +170,40 @@ def test_as_many_sets_as_the_cache_asks_for():
 def test_every_implementation_is_right_on_all_layers_of_a_call(orders, dtype):
     case, device = case_of(*TWO, orders=orders, dtype=dtype, upstream=0.5), CpuDevice()
     inputs = workloads.make_inputs(case, device.torch_device, 2)
-    expected = runner.truth(case, inputs, device)
-    for variant in on_the_cpu():
-        result, subject = runner.examine(variant, case, inputs, expected, device)
+    expected = losses.truth(case, inputs, device)
+    step = plan.Step(losses, case, on_the_cpu())
+    for variant in step.variants:
+        result, subject = runner.examine(step, variant, inputs, expected, device)
         assert (result.status, result.reason) == (OK, ""), variant.name
         assert (subject.replays is not None) == variant.graph and result.extra_bytes > 0
         assert result.launches["both"] == (1.0 if variant.graph else 2)  # the graph has two calls
     assert device.poisoned == len(on_the_cpu()) * 2 * case.floor_bytes("both")
 
 
+@pytest.mark.parametrize("axis", intensity.spectral_intensity.AXES)
+@pytest.mark.parametrize("order", ["nchw", "tokens"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_implementation_of_an_intensity_is_right(order, dtype, axis):
+    case, device = intensity.MapCase(MapShape(20, 6, 5, 3), order, dtype, axis), CpuDevice()
+    inputs = intensity.make_inputs(case, device.torch_device, 2)
+    own = inputs.sets[0]
+    assert own.shape == case.size and own.is_contiguous() == (order == "nchw") and torch.equal(own, inputs.nchw[1])
+    expected = intensity.truth(case, inputs, device)
+    kept = [v for v in intensity.VARIANTS if not v.compiled and v.backend in (None, "reference")]
+    step = plan.Step(intensity, case, kept)
+    assert len(step.variants) == 5
+    for variant in step.variants:
+        result, subject = runner.examine(step, variant, inputs, expected, device)
+        assert (result.status, result.reason) == (OK, ""), variant.name
+        assert subject.undivided and subject.modes() == (("cold", "both"), ("warm", "both"))
+    result, _ = runner.examine(step, step.variants[0], inputs, 1.0001 * expected, device)
+    assert result.status == WRONG and "a bin deviates" in result.reason
+
+
 def test_the_copy_moves_the_floor():
     case = case_of(*TWO)
     inputs = workloads.make_inputs(case, torch.device("cpu"), 2)
-    run = Run(next(v for v in variants.VARIANTS if v.name == COPY), case, inputs, CpuDevice())
+    run = Run(next(v for v in losses.VARIANTS if v.name == COPY), case, inputs, CpuDevice())
     copied, gradients = run.both(1)
     assert 2 * copied.nbytes == case.floor_bytes("both") and gradients[0].data_ptr() == copied.data_ptr()
     assert copied.data_ptr() != run.both(1)[0].data_ptr() and copied.unique().numel() > 100

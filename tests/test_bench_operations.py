@@ -52,7 +52,7 @@ def plan(**options):
         ({"what": ("magnitude", "intensity"), "shapes": ("13x14",)}, "192 14x14 B32"),
         ({"variants": (FOCAL_FREQUENCY_LOSS, "numpy")}, "'numpy' is not known"),
         ({"what": ("analyze",)}, "no part of 'cait_s24_224 224x224 B4'"),
-        ({"what": ("intensity",), "device": "cuda", "threads": ()}, "measured on the CPU only"),
+        ({"what": ("analyze",), "device": "cuda", "threads": ()}, "measured on the CPU only"),
     ],
 )
 def test_a_configuration_that_cannot_be_meant_ends_with_one_sentence(options, sentence, tmp_path, capsys):

@@ -113,9 +113,10 @@ class Check:
     def start(self, **variables):
         command = ["bash", str(self.tree / "benchmarks" / "gpu_check.sh")]
         environment = {**self.environment, **variables}
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.bin
-        )
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        # A shell that began with SIGINT ignored, as one in the background does, cannot trap it.
+        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        return subprocess.Popen(command, env=environment, cwd=self.bin, preexec_fn=heard, **streams)
 
     def run(self, **variables):
         """Exit status and lines of output."""

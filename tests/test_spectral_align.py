@@ -21,7 +21,7 @@ from skd.ops import backends
 from skd.ops.spectral_align import MATCHES
 
 ROUNDING = {F32: 1e-6, F64: 1e-13, BF16: 2.0**-8, F16: 2.0**-11}
-"""Relative L2 error a gradient may have: the issue's bound, or one rounding of a 16-bit format."""
+"""Relative L2 error a gradient may have: the bound, or one rounding of a 16-bit format."""
 
 
 def float64_oracle(student, teacher, match):

@@ -15,6 +15,9 @@ MATCHES: dict[str, tuple[str, ...]] = {
 }
 """What can be compared, by what is measured: without a transform, and with one."""
 
+ON_CUDA = (*MATCHES, "intensity")
+"""What can be measured there."""
+
 DEFAULTS: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": {"layouts": ("nchw", "tokens"), "dtypes": ("float32",)},
     "cuda": {"layouts": ("tokens", "nchw", "tokens<-nchw", "nchw<-tokens"), "dtypes": ("float32", "bfloat16")},
@@ -34,7 +37,8 @@ class BenchConfig:
     a transform. intensity: spectra of maps, over channels and over space. analyze: skd.analyze on 24 layers of
     CaiT-S24 with random weights, against the model's own forward. trainer: the loop of skd distill beside a bare one,
     and the share of the spectral loss in a step of training (both need timm). all: everything. On two cores align
-    takes about 4 minutes, magnitude 9, intensity 4, analyze 2, trainer 3. On CUDA there are align and magnitude."""
+    takes about 4 minutes, magnitude 9, intensity 4, analyze 2, trainer 3. On CUDA there are align, magnitude and
+    intensity."""
 
     shapes: tuple[str, ...] = ()
     """Only the shapes whose name contains one of these texts ("14x14"), or shapes of your own written like
@@ -131,8 +135,8 @@ class BenchConfig:
         if self.match is not None and not any(self.match in MATCHES[name] for name in losses):
             kind = next(name for name, matches in MATCHES.items() if self.match in matches)
             raise ValueError(f"match={self.match!r} belongs to what='{kind}', which is not measured here; add it")
-        if self.device == "cuda" and (unknown := [name for name in self.measured() if name not in MATCHES]):
-            raise ValueError(f"what={unknown[0]!r} is measured on the CPU only; on 'cuda' use align and magnitude")
+        if self.device == "cuda" and (unknown := [name for name in self.measured() if name not in ON_CUDA]):
+            raise ValueError(f"what={unknown[0]!r} is measured on the CPU only; on 'cuda' use {', '.join(ON_CUDA)}")
         if self.add and (self.device == "cpu" or self.out is None):
             raise ValueError("add goes on with a measurement on CUDA in a folder; use it with device 'cuda' and out")
         if self.device == "cuda" and (self.threads or self.cache != "mixed" or self.allocator != "recycle"):
@@ -142,7 +146,7 @@ class BenchConfig:
         """The kinds of :data:`What` that are asked for, in the order they are measured in."""
         kinds = ("align", "magnitude", "intensity", "analyze", "trainer")
         if "all" in self.what:  # on CUDA: all there is
-            return tuple(MATCHES) if self.device == "cuda" else kinds
+            return ON_CUDA if self.device == "cuda" else kinds
         return tuple(kind for kind in kinds if kind in self.what)
 
     def matches(self, kind: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from skd.ops.spectral_intensity import intensity_per_image
 BASELINE = "forward"
 ALWAYS = (BASELINE, READ)
 MOST = 5.0
-"""Percent of the forward that an analysis may take: the project's issue on spectra."""
+"""Percent of the forward that an analysis may take."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,7 +100,7 @@ class PairCase(LossCase):
     def yardsticks(self) -> tuple[Yardstick, ...]:
         least = None
         if OBJECTIVES[self.match].match in ("magnitude", "log_magnitude"):
-            # What the project's issue on spectra asks for; its goal is 15.
+            # The least that is good enough; the goal is 15.
             least = 10.0 if self.shape.height <= 16 else 5.0
         ours = Yardstick("skd-cpu", BASELINE, least), Yardstick("skd-reference", BASELINE)
         return (*ours, Yardstick("skd-cpu", FOCAL_FREQUENCY_LOSS)) if OBJECTIVES[self.match].focal else ours

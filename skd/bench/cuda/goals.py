@@ -1,6 +1,6 @@
 """What the measurements are held against: per line reached, not reached, or not measured.
 
-The goals are those of the project's issue on GPUs, for forward and backward together with a cold cache:
+For forward and backward together with a cold cache:
 
 - from 64 MB to move: 90% of the bandwidth of a copy (CUDA C++), 85% (Triton), and 80% for either on 7x7 maps;
 - below 16 MB: the time of the bytes at the bandwidth of the run's best copy plus 4 microseconds, one launch forward;
@@ -11,6 +11,7 @@ The goals are those of the project's issue on GPUs, for forward and backward tog
 
 The losses that take a transform (fourier_align) are held against other figures: 1.3 times as long as spectral_align
 on the same maps where they are at most 16 high, the same memory, 1e-6 for the loss and 1e-5 for the gradient.
+spectral_intensity on float32 maps from 64 MB: 80% of the bandwidth of a copy, and 1e-6 for the worst bin.
 
 Times of the plain call count, not of its CUDA graph. Between 16 and 64 MB no bandwidth is asked for.
 """
@@ -27,6 +28,7 @@ SKD = ("skd-cuda", "skd-triton")
 
 COPY_SHARE = {"skd-cuda": 90.0, "skd-triton": 85.0}
 COPY_SHARE_7X7 = 80.0
+COPY_SHARE_INTENSITY = 80.0
 RATIO = {"float32": 8.0, "bfloat16": 14.0}
 RATIO_TO_COMPILED = 1.3
 LARGE, SMALL = 64_000_000, 16_000_000
@@ -62,7 +64,10 @@ def verdicts(rows: Iterable[dict]) -> list[Verdict]:
         _place(row): row["median_ms"]
         for group in groups.values()
         for (name, cache, phase), row in group.items()
-        if (cache, phase) == ("cold", "both") and name in SKD and not _is_transformed(row) and row["match"] != "mse"
+        if (cache, phase) == ("cold", "both")
+        and name in SKD
+        and row["operation"] == "spectral_align"
+        and row["match"] != "mse"
     }
     found = []
     for group in groups.values():
@@ -90,7 +95,7 @@ def _place(row: dict) -> tuple:
 
 def _of_case(row: dict, group: dict[tuple, dict], best_copy: float, aligned_ms: float | None) -> list[Verdict]:
     subject = f"{row['variant']}, {row['workload']}, {row['layout']}, {row['dtype']}"
-    subject += f", {row['match']}" if _is_transformed(row) else ""
+    subject += f", {row['match']}" if row["operation"] != "spectral_align" else ""
     if row["status"] != OK or row["median_ms"] is None:
         why = f"{row['status']}: {row['reason']}" if row["reason"] else "it has no times"
         return [Verdict(UNKNOWN, "all", f"{subject}: {why}")]
@@ -98,6 +103,8 @@ def _of_case(row: dict, group: dict[tuple, dict], best_copy: float, aligned_ms: 
     def verdict(goal: str, reached: bool | None, text: str) -> Verdict:
         return Verdict(UNKNOWN if reached is None else REACHED if reached else MISSED, goal, f"{subject}: {text}")
 
+    if row["operation"] == "spectral_intensity":
+        return _of_intensity(row, verdict)
     found = _speed_of_transformed(row, aligned_ms, verdict) if _is_transformed(row) else []
     if not _is_transformed(row):
         found += _speed(row, group, best_copy, verdict)
@@ -113,6 +120,20 @@ def _of_case(row: dict, group: dict[tuple, dict], best_copy: float, aligned_ms: 
                 f"errors against float64: loss {loss:.1e} (goal {ACCURACY:.0e}), gradient {gradient:.1e} ({most:.0e})"
             )
             found.append(verdict("accuracy", loss <= ACCURACY and gradient <= most, text))
+    return found
+
+
+def _of_intensity(row: dict, verdict: Callable[..., Verdict]) -> list[Verdict]:
+    if row["dtype"] != "float32":
+        return []
+    found, share, error = [], row["percent_of_copy"], row["spectra_relative_error"]
+    if row["floor_bytes"] >= LARGE:
+        measured = "no copy to compare with" if share is None else f"{share:.1f}% of the copy bandwidth"
+        reached = None if share is None else share >= COPY_SHARE_INTENSITY
+        found.append(verdict("intensity", reached, f"{measured} (goal {COPY_SHARE_INTENSITY:.0f}%)"))
+    if error is not None:
+        text = f"error of the worst bin against float64: {error:.1e} (goal {ACCURACY:.0e})"
+        found.append(verdict("accuracy", error <= ACCURACY, text))
     return found
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from skd.bench.case import COPY
 from skd.bench.cuda import goals
+from skd.bench.cuda.losses import COPY_GRAPH
 from skd.bench.cuda.sampling import MODES, Times
-from skd.bench.cuda.variants import COPY_GRAPH
-from skd.bench.cuda.workloads import Case, fits_cache
+from skd.bench.cuda.workloads import AnyCase, fits_cache
 from skd.bench.pairs import BASELINE
 from skd.bench.report import OK, WRONG, Checked, TimedTogether, csv_text, write_files
 from skd.bench.tables import show_table
@@ -36,7 +36,7 @@ class Group(TimedTogether[Times]):
     """Variants of one case, all of them or those of one look at it."""
 
     number: int
-    case: Case
+    case: AnyCase
     l2_bytes: int
     results: list[Result]
 
@@ -72,7 +72,7 @@ def rows(group: Group) -> list[dict[str, object]]:
     found = []
     for result in group.results:
         name = result.variant.name
-        undivided = result.variant.graph or result.variant.is_copy
+        undivided = result.variant.graph or result.variant.is_copy or case.undivided
         for cache, phase in MODES:
             if undivided and phase != "both":
                 continue
@@ -122,7 +122,7 @@ def rows(group: Group) -> list[dict[str, object]]:
 
 HEADINGS = (
     "implementation", "forward ms", "backward ms", "both ms", "20..80 %", "warm ms", "host ms", "GB/s", "% of copy",
-    "x published", "launches", "extra MB", "gradient error",
+    "x published", "launches", "extra MB", "error",
 )  # fmt: skip
 
 
@@ -139,7 +139,9 @@ def table(of_group: Sequence[dict]) -> tuple[str, list[list[str]]]:
 def _cells(of_variant: Sequence[dict]) -> list[str]:
     by_mode = {(row["cache"], row["phase"]): row for row in of_variant}
     both = by_mode["cold", "both"]
-    error = "" if both["gradient_relative_l2"] is None else f"{both['gradient_relative_l2']:.1e}"
+    # Of the gradient, or of the spectra where there is no other result.
+    error = both["gradient_relative_l2"] if both["gradient_relative_l2"] is not None else both["spectra_relative_error"]
+    error = "" if error is None else f"{error:.1e}"
     if both["status"] != OK:
         note = "WRONG" if both["status"] == WRONG else both["status"]
         return [both["variant"], f"{note}: {both['reason']}", *[""] * (len(HEADINGS) - 3), error]
@@ -191,13 +193,14 @@ Times are milliseconds per call on the device, medians, with a cold L2 cache unl
 forward and backward. The queue is filled before the device begins, so the host is not in them: "host ms" is what it
 takes to put one call into the queue. "% of copy" is the time of a copy of the same bytes over that of the call; "x
 published" the speed against the published loss in eager PyTorch on NCHW maps; "launches" kernels, copies and fills per
-call; "extra MB" the peak of memory beyond the inputs; "gradient error" relative L2 against float64. `*`: the device
-waited for the host in some samples. A wrong result has no time."""
+call; "extra MB" the peak of memory beyond the inputs; "error" the gradient's against float64, relative L2, or that of
+the worst bin of an intensity, whose only phase is "both". `*`: the device waited for the host in some samples. A wrong
+result has no time."""
 
 
 def markdown(runs: Sequence[dict]) -> str:
     """The page of some runs (``conditions`` and ``rows`` each), with the goals' verdict over all their rows."""
-    lines = ["# The losses on CUDA", ""]
+    lines = ["# skd on CUDA", ""]
     for run in runs:
         conditions = run["conditions"]
         changed = " with uncommitted changes" if conditions.get("uncommitted_changes") else ""

@@ -10,21 +10,21 @@ import datetime
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from skd import env
 from skd.bench import conditions as circumstances
-from skd.bench import correctness
 from skd.bench import runner as cpu
-from skd.bench.case import fits
 from skd.bench.config import BenchConfig
-from skd.bench.cuda import goals, report, sampling
+from skd.bench.cuda import goals, plan, report, sampling
 from skd.bench.cuda.device import Device, Failed, open_device
+from skd.bench.cuda.losses import Variant
+from skd.bench.cuda.plan import Step
 from skd.bench.cuda.report import Group, Result
 from skd.bench.cuda.sampling import Subject
-from skd.bench.cuda.variants import Run, Variant, select_variants
-from skd.bench.cuda.workloads import Case, Inputs, make_inputs, number_of_sets, select_cases, with_batch, worth
+from skd.bench.cuda.workloads import AnyCase, number_of_sets
 from skd.bench.pairs import BASELINE
 from skd.bench.report import OK, UNAVAILABLE, WRONG
 from skd.bench.tables import Progress
@@ -36,8 +36,7 @@ def run(config: BenchConfig, device: Device | None = None) -> int:
     try:
         config.check()
         config = config.with_defaults()
-        cases = select_cases(config)
-        variants = select_variants(config.variants, config.compile and not config.quick)
+        steps = plan.select(config)
         runs = _earlier(config)
         folder = config.out if config.add else cpu.new_folder(config.out)
         device = open_device() if device is None else device
@@ -45,10 +44,10 @@ def run(config: BenchConfig, device: Device | None = None) -> int:
         print(f"skd bench: {error}", file=sys.stderr)
         return 2
     if config.quick:
-        cases = cases if config.shapes else cases[:1]
-        cases = [with_batch(case, max(1, case.batch // 8)) for case in cases]
+        steps = plan.quick(steps, config)
         config = dataclasses.replace(config, rounds=min(3, config.rounds))
-    steps = without_what_is_there(plan(cases, variants, in_two_looks=not config.variants), runs)
+    steps = plan.in_order(steps, in_two_looks=not config.variants)
+    steps = plan.without_what_is_there(steps, report.all_rows(runs))
     conditions = _conditions(config, device)
     print(_heading(conditions), end="\n\n", flush=True)
     groups: list[Group] = []
@@ -73,44 +72,6 @@ def run(config: BenchConfig, device: Device | None = None) -> int:
     return status or _status(config, groups)
 
 
-# --- What comes first ----------------------------------------------------------------------------------------------
-
-Step = tuple[Case, list[Variant]]
-
-# Which look at cases of which worth comes when: the quick look at almost everything before what takes long.
-_ORDER = {
-    (True, 0): 0, (True, 1): 1, (False, 0): 2, (True, 2): 3, (True, 3): 4, (False, 1): 5, (True, 4): 6, (False, 2): 7,
-    (False, 3): 8, (False, 4): 9,
-}  # fmt: skip
-
-
-def plan(cases: list[Case], variants: list[Variant], in_two_looks: bool) -> list[Step]:
-    """What is timed together, the most valuable first.
-
-    A first look has skd, the baseline and the copies; a second one has the other plain forms, which take most of the
-    time because they are compiled, beside the same again, so that their ratios come from one group.
-    """
-    if not in_two_looks:
-        return [(case, variants) for case in sorted(cases, key=worth)]
-    first = [variant for variant in variants if variant.first]
-    steps = [(case, look) for case in cases for look in (first, variants)]
-    return sorted(steps, key=lambda step: _ORDER[step[1] is first, worth(step[0])])
-
-
-def without_what_is_there(steps: list[Step], runs: list[dict]) -> list[Step]:
-    """The steps of which some variant has no rows in earlier runs."""
-    there = {
-        (row["workload"], row["layout"], row["dtype"], row["match"], row["variant"]) for row in report.all_rows(runs)
-    }
-
-    def is_there(case: Case, variant: Variant) -> bool:
-        if not fits(variant, case):
-            return True
-        return (case.workload, case.layout, case.dtype, case.match, variant.name) in there
-
-    return [(case, look) for case, look in steps if not all(is_there(case, variant) for variant in look)]
-
-
 def _earlier(config: BenchConfig) -> list[dict]:
     """The runs in the folder that is added to.
 
@@ -129,40 +90,39 @@ def _measure_all(config, device, steps, groups, conditions, save) -> list[Step]:
     """Measures step after step; returns those for which there was no time."""
     progress = Progress(len(steps))
     began = device.seconds()
-    for done, (case, variants) in enumerate(steps):
+    for done, step in enumerate(steps):
         if config.total_seconds and device.seconds() - began > config.total_seconds:
             return steps[done:]
         conditions["left_out"] = _left_out(steps[done + 1 :])  # as long as the files say nothing else
-        progress.begin(case.name)
-        groups.append(measure(len(groups) + 1, case, variants, config, device, progress))
+        progress.begin(step.case.name)
+        groups.append(measure(len(groups) + 1, step, config, device, progress))
         progress.clear()
         report.show(groups[-1])
         save()
     return []
 
 
-def measure(
-    number: int, case: Case, variants: list[Variant], config: BenchConfig, device: Device, progress: Progress
-) -> Group:
+def measure(number: int, step: Step, config: BenchConfig, device: Device, progress: Progress) -> Group:
     """One case. Only variants that are right are timed.
 
     Raises:
         Failed: the device has failed.
     """
-    variants = [variant for variant in variants if fits(variant, case)]
+    case, variants = step.case, step.variants
     results, subjects = [], {}
     compiles = any(variant.compiled for variant in variants)
     with cpu.compiling_for(torch.get_num_threads()) if compiles else contextlib.nullcontext():
         try:
-            inputs = make_inputs(case, device.torch_device, number_of_sets(case, device.l2_bytes), config.seed)
-            expected = truth(case, inputs, device)
+            sets = number_of_sets(case, device.l2_bytes)
+            inputs = step.operation.make_inputs(case, device.torch_device, sets, config.seed)
+            expected = step.operation.truth(case, inputs, device)
         except torch.OutOfMemoryError as error:
             device.release()
             results = [Result(variant, UNAVAILABLE, cpu.one_line(error)) for variant in variants]
             return Group(number, case, device.l2_bytes, results)
         for variant in variants:
             progress.stage(variant.name + (": compiling" if variant.compiled else ": comparing with float64"))
-            result, subject = examine(variant, case, inputs, expected, device)
+            result, subject = examine(step, variant, inputs, expected, device)
             results.append(result)
             if subject is not None:
                 subjects[variant.name] = subject
@@ -191,24 +151,7 @@ def measure(
     return Group(number, case, device.l2_bytes, results)
 
 
-Truth = tuple[float, list[torch.Tensor]]
-
-
-def truth(case: Case, inputs: Inputs, device: Device) -> Truth:
-    """Loss and gradients of the first set of maps in float64, by the published form with its Fourier transforms."""
-    maps, upstream = inputs.sets[0], case.upstream_gradient().to(device.torch_device)
-    return correctness.truth_of_layers(maps.students, maps.teachers, case.match, upstream)
-
-
-def spectra_in_float64(inputs: Inputs) -> list[torch.Tensor]:
-    """The pooled magnitudes of the first set of maps, the student's and the teacher's of each layer in turn."""
-    pairs = zip(inputs.sets[0].students, inputs.sets[0].teachers, strict=True)
-    return [x for student, teacher in pairs for x in correctness.pooled_spectra(student, teacher)]
-
-
-def examine(
-    variant: Variant, case: Case, inputs: Inputs, expected: Truth, device: Device
-) -> tuple[Result, Subject | None]:
+def examine(step: Step, variant: Variant, inputs: Any, expected: Any, device: Device) -> tuple[Result, Subject | None]:
     """Whether a variant can run and is right, what memory it takes and what it starts; the calls warm it up as well.
 
     Returns:
@@ -219,20 +162,15 @@ def examine(
     """
     if variant.backend is not None and (reason := backends.backends().get(variant.backend)) is not True:
         return Result(variant, UNAVAILABLE, str(reason)), None
-    subject, errors = None, None
+    subject, errors, case = None, None, step.case
     try:
-        run = Run(variant, case, inputs, device)
+        run = step.operation.Run(variant, case, inputs, device)
         # Old results are overwritten, those of the variant before would be right ones.
         device.poison(2 * case.floor_bytes("both"))
-        loss, gradients = run.both(0)
+        results = run.both(0)
         device.synchronize()
-        if not variant.is_copy:
-            errors = correctness.compare_layers(expected, loss, gradients)
-            if (spectra := run.spectra()) is not None:
-                worst = correctness.compare_spectra(spectra_in_float64(inputs), spectra).worst
-                errors = dataclasses.replace(errors, spectra=worst)
-            del spectra
-        del loss, gradients
+        errors = run.with_spectra(run.errors(expected, results))
+        del results
         verdict = "" if errors is None else errors.verdict(case.dtype)
         if not verdict:
             extra = device.peak_extra_bytes(lambda: run.both(0))
@@ -240,9 +178,9 @@ def examine(
             launches = {phase: None if names is None else len(names) for phase, names in kernels.items()}
             if None not in launches.values():
                 launches["backward"] = launches["both"] - launches["forward"]
-            subject = Subject(run, launches["both"], undivided=variant.is_copy)
+            subject = Subject(run, launches["both"], undivided=variant.is_copy or case.undivided)
             if variant.graph:
-                verdict = _capture(subject, variant, case, expected, device)
+                verdict = _capture(subject, case, expected, device)
             if variant.graph and not verdict:
                 replay, calls = subject.replays["cold"]
                 kernels["both"] = device.kernels(replay)  # a graph may have other nodes than the calls it was made of
@@ -254,7 +192,7 @@ def examine(
     return Result(variant, OK, "", errors, extra, launches, kernels["both"] or []), subject
 
 
-def _capture(subject: Subject, variant: Variant, case: Case, expected: Truth, device: Device) -> str:
+def _capture(subject: Subject, case: AnyCase, expected: Any, device: Device) -> str:
     """Captures a sample's calls, cold and warm, and says what is wrong with a replay's results; empty if nothing."""
     run = subject.run
     # Without a limit a long layer-by-layer form would be captured thousands of kernels long.
@@ -272,10 +210,9 @@ def _capture(subject: Subject, variant: Variant, case: Case, expected: Truth, de
                 written.fill_(255 if written.dtype == torch.uint8 else torch.nan)
         replay()
         device.synchronize()
-        if not variant.is_copy:
-            verdict = correctness.compare_layers(expected, loss, gradients).verdict(case.dtype)
-            if verdict:
-                return f"replayed from a CUDA graph ({cache}): {verdict}"
+        errors = run.errors(expected, (loss, gradients))
+        if errors is not None and (verdict := errors.verdict(case.dtype)):
+            return f"replayed from a CUDA graph ({cache}): {verdict}"
         subject.replays[cache] = replay, calls
     return ""
 
@@ -333,7 +270,7 @@ def _heading(conditions: dict[str, object]) -> str:
 
 def _left_out(steps: list[Step]) -> str:
     """How much of the plan there was no time for."""
-    names = list(dict.fromkeys(case.workload for case, _ in steps))
+    names = list(dict.fromkeys(step.case.workload for step in steps))
     if not names:
         return ""
     shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -33,7 +33,7 @@ MOST_TRIES = 3
 
 
 class Timed(Protocol):
-    """What can be sampled (:class:`skd.bench.cuda.variants.Run` is one)."""
+    """What can be sampled (:class:`skd.bench.cuda.losses.Run` is one)."""
 
     sets: int
 

@@ -1,15 +1,31 @@
-"""What is measured on CUDA: single shapes and whole recipes, their inputs, and the order of their worth."""
+"""Maps of the losses that are measured on CUDA: single shapes and whole recipes, and the order of their worth."""
 
 import dataclasses
 import itertools
 import math
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from skd.bench.config import BenchConfig
+from skd.bench.config import MATCHES, BenchConfig
 from skd.bench.maps import Shape, lay_out, select_shapes, split_layout
 from skd.bench.pairs import LossCase
+
+
+class AnyCase(Protocol):
+    """What all cases on CUDA have; see :class:`Case`."""
+
+    workload: str
+    student_order: str
+    teacher_order: str
+    dtype: str
+    recipe: bool
+
+    @property
+    def batch(self) -> int: ...
+
+    def floor_bytes(self, phase: str) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +37,7 @@ class Case(LossCase):
         layers: one shape per layer, all of one batch.
         student_order, teacher_order: ``nchw``, ``tokens``, or ``nhwc``, which is tokens without a class token.
         recipe: whether it is all layers of a recipe.
+        undivided: whether there is no backward to look at apart.
     """
 
     workload: str
@@ -31,6 +48,8 @@ class Case(LossCase):
     match: str = "complex"
     upstream: float = 1.0
     recipe: bool = False
+
+    undivided: ClassVar = False
 
     @property
     def name(self) -> str:
@@ -44,6 +63,11 @@ class Case(LossCase):
     @property
     def batch(self) -> int:
         return self.layers[0].batch
+
+    def with_batch(self, batch: int) -> "Case":
+        """The same with another batch."""
+        layers = tuple(dataclasses.replace(layer, batch=batch) for layer in self.layers)
+        return dataclasses.replace(self, layers=layers, workload=f"{self.workload.rpartition(' B')[0]} B{batch}")
 
     @property
     def student_bytes(self) -> int:
@@ -96,11 +120,7 @@ def select_cases(config: BenchConfig) -> list[Case]:
     Raises:
         ValueError: a shape that is neither known nor spelt out.
     """
-    known: dict[str, tuple[Recipe | None, Shape | None]] = {}
-    for batch in config.batches:
-        known |= {f"{recipe.name} B{batch}": (recipe, Shape(1, 1, 1, 1, batch)) for recipe in RECIPES}
-        shapes = [Shape(*single, batch) for single in SINGLE]
-        known |= {shape.name: (None, shape) for shape in shapes}
+    known = _known(config)
     chosen: list[tuple[Recipe | None, Shape]] = []
     for text in config.shapes:
         matching = [found for name, found in known.items() if text in name]
@@ -117,7 +137,7 @@ def select_cases(config: BenchConfig) -> list[Case]:
     if not config.shapes:
         chosen = list(known.values())
     cases = []
-    matches = [match for kind in config.measured() for match in config.matches(kind)]
+    matches = [match for kind in MATCHES if kind in config.measured() for match in config.matches(kind)]
     for (recipe, shape), match in itertools.product(chosen, matches):
         for dtype in config.dtypes:
             options = {"dtype": dtype, "match": match, "upstream": config.upstream}
@@ -130,11 +150,25 @@ def select_cases(config: BenchConfig) -> list[Case]:
     return sorted(cases, key=worth)
 
 
+def known_shapes(config: BenchConfig) -> list[str]:
+    """The names of the default shapes and recipes."""
+    return list(_known(config))
+
+
+def _known(config: BenchConfig) -> dict[str, tuple[Recipe | None, Shape]]:
+    known: dict[str, tuple[Recipe | None, Shape]] = {}
+    for batch in config.batches:
+        known |= {f"{recipe.name} B{batch}": (recipe, Shape(1, 1, 1, 1, batch)) for recipe in RECIPES}
+        shapes = [Shape(*single, batch) for single in SINGLE]
+        known |= {shape.name: (None, shape) for shape in shapes}
+    return known
+
+
 LARGE = 64_000_000
 """Bytes to move from which the goals ask for a share of the copy's bandwidth."""
 
 
-def worth(case: Case) -> int:
+def worth(case: AnyCase) -> int:
     """The place of a case in the order; equal ones stay as they are. Recipes first, then what fills the device."""
     common = case.batch == 128
     plain = case.student_order == case.teacher_order
@@ -143,12 +177,6 @@ def worth(case: Case) -> int:
     if case.floor_bytes("both") >= LARGE and plain:
         return 1
     return 3 if common and plain else 4
-
-
-def with_batch(case: Case, batch: int) -> Case:
-    """The same case with another batch."""
-    layers = tuple(dataclasses.replace(layer, batch=batch) for layer in case.layers)
-    return dataclasses.replace(case, layers=layers, workload=f"{case.workload.rpartition(' B')[0]} B{batch}")
 
 
 # --- Inputs ------------------------------------------------------------------------------------------------------
@@ -178,7 +206,7 @@ class Inputs:
 MOST_SETS = 64
 
 
-def number_of_sets(case: Case, l2_bytes: int) -> int:
+def number_of_sets(case: AnyCase, l2_bytes: int) -> int:
     """So many that together they move at least eight times what the L2 cache holds, which makes what stays behind in it
     at the end of a sample, written but not yet in memory, a small part."""
     return min(MOST_SETS, math.ceil(8 * l2_bytes / case.floor_bytes("both")))
@@ -196,20 +224,20 @@ def make_inputs(case: Case, device: torch.device, sets: int, seed: int = 0) -> I
     base = [(normal(s, s.student, 0.0), normal(s, s.teacher, 0.25)) for s in case.layers]
 
     def laid_out(student_order: str, teacher_order: str) -> Maps:
-        students = [_in_order(s, student_order, prefix=1).requires_grad_() for s, _ in base]
-        return Maps(students, [_in_order(t, teacher_order, prefix=0) for _, t in base])
+        students = [in_order(s, student_order, prefix=1).requires_grad_() for s, _ in base]
+        return Maps(students, [in_order(t, teacher_order, prefix=0) for _, t in base])
 
     own = [laid_out(case.student_order, case.teacher_order) for _ in range(sets)]
     return Inputs(own, own if case.layout == "nchw" else [laid_out("nchw", "nchw") for _ in range(sets)])
 
 
-def _in_order(x: Tensor, order: str, prefix: int) -> Tensor:
+def in_order(x: Tensor, order: str, prefix: int) -> Tensor:
     """A copy in this memory order."""
     if order == "nchw":
         return x.clone()
     return lay_out(x, "tokens", prefix if order == "tokens" else 0)
 
 
-def fits_cache(case: Case, l2_bytes: int) -> bool:
+def fits_cache(case: AnyCase, l2_bytes: int) -> bool:
     """Whether all bytes to move fit the L2 cache together."""
     return case.floor_bytes("both") <= l2_bytes

@@ -1,20 +1,26 @@
-"""The implementations that are measured on CUDA, each on all layers of a case in one call."""
+"""What is measured of the losses on CUDA: the implementations, each on all layers of a case in one call."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from skd.bench import case as cases
-from skd.bench.case import COPY, select_from
+from skd.bench import correctness
+from skd.bench.case import COPY
 from skd.bench.config import MATCHES
+from skd.bench.correctness import Errors
 from skd.bench.cuda.device import Device
-from skd.bench.cuda.workloads import Case, Inputs, Maps
+from skd.bench.cuda.workloads import Case, Inputs, Maps, known_shapes, make_inputs, select_cases
 from skd.bench.objectives import closed_form, plain_loss, published, skd_loss
 from skd.bench.pairs import BASELINE
 
+__all__ = ["ALWAYS", "KINDS", "VARIANTS", "Run", "known_shapes", "make_inputs", "select_cases", "truth"]
+
 COPY_GRAPH = f"{COPY}-graph"
+
+KINDS = tuple(MATCHES)
+"""What of :data:`skd.bench.config.What` this is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +76,13 @@ ALWAYS = (BASELINE, COPY, COPY_GRAPH)
 """What every ratio and share refers to; measured together with whatever is asked for."""
 
 
-def select_variants(names: Sequence[str], compile: bool = True) -> list[Variant]:
-    """The variants of these names, all if there are none; those of :data:`ALWAYS` are among them.
+Truth = tuple[float, list[Tensor]]
 
-    Raises:
-        ValueError: a name that is no variant.
-    """
-    return select_from(VARIANTS, ALWAYS, names, compile, "not known on CUDA")
+
+def truth(case: Case, inputs: Inputs, device: Device) -> Truth:
+    """Loss and gradients of the first set of maps in float64, by the published form with its Fourier transforms."""
+    maps, upstream = inputs.sets[0], case.upstream_gradient().to(device.torch_device)
+    return correctness.truth_of_layers(maps.students, maps.teachers, case.match, upstream)
 
 
 class Run:
@@ -89,8 +95,7 @@ class Run:
         self.sets = len(self._sets)
         if variant.build is None:
             amount = case.floor_bytes("both") // 2
-            # Of the maps' kind of numbers, for a device can be faster on zeros.
-            self._sources = [_noise(amount, device.torch_device) for _ in self._sets]
+            self._sources = [noise(amount, device.torch_device) for _ in self._sets]
         else:
             self._loss = variant.build(case.match)
 
@@ -105,13 +110,6 @@ class Run:
         loss = self._loss(students, maps.teachers)
         return loss if isinstance(loss, Tensor) else loss[0], students
 
-    def spectra(self) -> list[Tensor] | None:
-        """The pooled spectra of the first set, student's and teacher's in turn; None if it has none."""
-        if self.variant.is_copy:
-            return None
-        result = self._loss(self._sets[0].students, self._sets[0].teachers)
-        return None if isinstance(result, Tensor) else [x for pair in result[1] for x in pair]
-
     def backward(self, forward: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
         """The gradients of the student maps, asked for where a model's own backward would take them over."""
         loss, students = forward
@@ -125,7 +123,26 @@ class Run:
         gradients = self.backward(forward)
         return forward[0].detach(), gradients
 
+    def errors(self, expected: Truth, results: tuple[Tensor, list[Tensor]]) -> Errors | None:
+        """How far what :meth:`both` has returned is from float64; None for the copy."""
+        return None if self.variant.is_copy else correctness.compare_layers(expected, *results)
 
-def _noise(amount: int, device: torch.device) -> Tensor:
+    def with_spectra(self, errors: Errors | None) -> Errors | None:
+        """The same with the error of the pooled spectra, the student's and the teacher's in turn, if it has any."""
+        if self.variant.is_copy:
+            return errors
+        maps = self._sets[0]
+        result = self._loss(maps.students, maps.teachers)
+        if isinstance(result, Tensor):
+            return errors
+        expected = [
+            x for pair in zip(maps.students, maps.teachers, strict=True) for x in correctness.pooled_spectra(*pair)
+        ]
+        worst = correctness.compare_spectra(expected, [x for pair in result[1] for x in pair]).worst
+        return dataclasses.replace(errors, spectra=worst)
+
+
+def noise(amount: int, device: torch.device) -> Tensor:
+    """So many random bytes, which no device copies faster than others as it may do with zeros."""
     numbers = torch.randn(-(-amount // 4), device=device)
     return numbers.view(torch.uint8)[:amount]
