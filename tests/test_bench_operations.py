@@ -68,7 +68,7 @@ def test_the_analysis_needs_timm(tmp_path, capsys, monkeypatch):
     assert "needs timm" in capsys.readouterr().err
 
 
-def test_the_defaults_are_the_shapes_of_the_issue():
+def test_the_defaults_are_the_shapes_that_have_goals():
     assert [case.name for case, _ in plan()] == [
         f"{shape}, {order}, float32, complex"
         for shape in ("192<-384 14x14 B64", "96<-96 56x56 B32", "768<-768 7x7 B64")
