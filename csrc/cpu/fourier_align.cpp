@@ -6,6 +6,7 @@
 // A lane is a plane; a vector of planes goes through all steps in the first-level cache.
 #include "cpu/fourier_align.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/compare_column.h"
@@ -87,7 +88,7 @@ struct FourierScratch {
   A *student, *teacher;
   Bin *s, *t, *work;
   Bin* columns[2];           // transformed, of student and teacher; all of them where all are needed at once, else one
-  Vector<A>* magnitudes[2];  // [columns][height], sums over the vectors of a block
+  Vector<A>* magnitudes[2];  // [columns][height], sums over the vectors of some blocks
   size_t bytes;
 
   FourierScratch(const FourierArguments& layer, const FourierCut<A>& cut, const HalfSpectrum<A>& transform,
@@ -195,9 +196,15 @@ void store_gradient(const Map& gradient, const Block& block, const A* tile, Tile
   }
 }
 
-// Moves the magnitudes of a block to the sums of its item, [2][height][columns].
 template <class A>
-void add_spectra(const HalfSpectrum<A>& transform, const FourierScratch<A>& scratch, double scale, double* spectra) {
+void clear_magnitudes(const HalfSpectrum<A>& transform, const FourierScratch<A>& scratch) {
+  for (Vector<A>* magnitudes : scratch.magnitudes) std::fill_n(magnitudes, transform.size(), Vector<A>{});
+}
+
+// Moves the magnitudes to the sums of their item, [2][height][columns].
+template <class A>
+void flush_magnitudes(const HalfSpectrum<A>& transform, const FourierScratch<A>& scratch, double scale,
+                      double* spectra) {
   const int64_t height = transform.height(), columns = transform.columns();
   for (int map = 0; map < 2; ++map, spectra += height * columns) {
     for (int64_t k = 0; k < columns; ++k) {
@@ -208,19 +215,17 @@ void add_spectra(const HalfSpectrum<A>& transform, const FourierScratch<A>& scra
       }
     }
   }
+  clear_magnitudes(transform, scratch);
 }
 
 template <class A>
 double align_block(const FourierArguments& layer, const Prepared<A>& prepared, const FourierCut<A>& cut,
-                   const FourierScratch<A>& scratch, const Block& block, const Block* next, double* spectra) {
+                   const FourierScratch<A>& scratch, const Block& block, const Block* next) {
   const HalfSpectrum<A>& transform = prepared.transform;
-  const int64_t positions = layer.student.shape[2] * layer.student.shape[3], bins = transform.size();
+  const int64_t positions = layer.student.shape[2] * layer.student.shape[3];
   const TileShape<A> shape = TileShape<A>::apart(padded<A>(block.channels), positions);
   load_tile<A>(layer.student, cut.width, block, scratch.student, shape);
   load_tile<A>(layer.teacher, cut.width, block, scratch.teacher, shape);
-  if (spectra != nullptr) {
-    for (int64_t i = 0; i < bins; ++i) scratch.magnitudes[0][i] = scratch.magnitudes[1][i] = Vector<A>{};
-  }
   DoubleSum<A> sum;
   const int64_t vectors = shape.lanes / kWidth<A>;
   Prefetcher prefetcher;  // of the next block
@@ -234,7 +239,6 @@ double align_block(const FourierArguments& layer, const Prepared<A>& prepared, c
     align_lanes<A>(layer, prepared, scratch, {scratch.student + v * shape.vector}, {scratch.teacher + v * shape.vector},
                    prefetcher, sum);
   }
-  if (spectra != nullptr) add_spectra(transform, scratch, prepared.spectra_scale, spectra);
   if (layer.gradient.data != nullptr) {
     const bool pooled_student = layer.student.shape[1] > cut.width;
     const auto store = [&](auto number) {
@@ -256,10 +260,17 @@ double run_as(const FourierLayer& layer, int64_t item, void* memory, double* spe
     return Block{unit / cut.blocks, channel, min64(cut.channels, cut.width - channel), 0, layer.student.shape[2]};
   };
   double sum = 0;
-  const int64_t last = (item + 1) * cut.units / cut.items;
+  const int64_t last = (item + 1) * cut.units / cut.items, vectors = cut.channels / kWidth<A>;
+  int64_t pending = 0;  // vectors whose magnitudes are not in the spectra yet
+  if (spectra != nullptr) clear_magnitudes(prepared.transform, scratch);
   for (int64_t unit = item * cut.units / cut.items; unit < last; ++unit) {
     const Block block = block_of(unit), next = block_of(unit + 1);
-    sum += align_block<A>(layer, prepared, cut, scratch, block, unit + 1 < last ? &next : nullptr, spectra);
+    sum += align_block<A>(layer, prepared, cut, scratch, block, unit + 1 < last ? &next : nullptr);
+    pending += vectors;
+    if (spectra != nullptr && (pending + vectors > kTermsInFloat || unit + 1 == last)) {
+      flush_magnitudes(prepared.transform, scratch, prepared.spectra_scale, spectra);
+      pending = 0;
+    }
   }
   return sum;
 }

@@ -74,7 +74,7 @@ def _mean_of_images(intensities: Tensor) -> Tensor:
 
 def _check(x: Tensor, axis: str, norm: str) -> None:
     check_map("the map of spectral_intensity", x)
-    if x.numel() == 0:
+    if 0 in x.shape:
         raise ValueError(f"the map {tuple(x.shape)} has no numbers; a mean over them does not exist")
     if axis not in AXES:
         raise ValueError(f"axis={axis!r} is not known; use one of {', '.join(map(repr, AXES))}")
