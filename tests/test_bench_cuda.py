@@ -226,6 +226,7 @@ def test_losses_with_a_transform_are_measured_with_what_there_is_for_them(tmp_pa
 def test_intensities_are_measured_as_a_whole(tmp_path, capsys, monkeypatch):
     kept = [v for v in intensity.VARIANTS if not v.compiled and v.backend != "triton"]
     monkeypatch.setattr(intensity, "VARIANTS", kept)
+    monkeypatch.setattr(runner.backends, "backends", lambda: {"reference": True, "cuda": "there is none"})
     options = {"shapes": ("24 6x5 B3",), "variants": ("published", "skd-cuda", "skd-reference")}
     assert runner.run(config(tmp_path, what=("intensity",), **options), CpuDevice()) == 0
     found = read_rows(tmp_path)

@@ -35,7 +35,9 @@ def expected(bins):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
 @pytest.mark.parametrize("order", [order for order in ORDERS if order != "expanded"])
-@pytest.mark.parametrize("shape", [(3, 64, 7, 7), (2, 33, 5, 9), (1, 1, 1, 1), (2, 300, 6, 6)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 64, 7, 7), (2, 33, 5, 9), (1, 1, 1, 1), (2, 300, 6, 6), (2, 5, 14, 14), (1, 3, 1, 200)], ids=str
+)
 def test_counts_are_those_of_numpy(backend, dtype, order, shape):
     x, bins, low, scale = map_with_known_bins(order, shape, dtype)
     found = bins_holding(x, low, scale, BINS, backend)
@@ -55,3 +57,19 @@ def test_nothing_in_nothing_and_any_number_of_threads(backend):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("order", ["nchw", "tokens"])
+def test_what_is_not_finite_is_in_some_bin(backend, order):
+    x, _, low, scale = map_with_known_bins(order, (2, 64, 3, 3), F32)
+    x[0, 3, 1, 1], x[0, 5, 1, 1], x[1, 7, 2, 2] = torch.nan, torch.inf, -torch.inf
+    assert bins_holding(x, low, scale, BINS, backend).sum() == 2 * 9 * BINS
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_negation_that_was_put_off_is_carried_out(backend):
+    x = torch.randn(2, 16, 5, 5, dtype=torch.complex64).conj().imag
+    low, scale = torch.full((2,), -4.0, dtype=F64), torch.full((2,), 12.5, dtype=F64)
+    assert x.is_neg()
+    assert torch.equal(bins_holding(x, low, scale, BINS, backend), bins_holding(x.clone(), low, scale, BINS, backend))

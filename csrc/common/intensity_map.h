@@ -11,7 +11,8 @@ struct IntensityArguments {
   Map map;
   Axis axis;
   double scale;  // of every magnitude
-  char* out;     // [B, C//2+1] or [B, H, W//2+1] in float32, or float64 for a float64 map
+  // [B, C//2+1] or [B, H, W//2+1], without B where images are averaged; float32, or float64 for a float64 map.
+  char* out;
 
   // Bins of an image, and the transforms that are averaged for them.
   int64_t bins() const { return axis == Axis::channel ? map.shape[1] / 2 + 1 : map.shape[2] * (map.shape[3] / 2 + 1); }

@@ -19,7 +19,7 @@ template <class A, class T>
 void find_bins(const T* x, int64_t step, int64_t count, A offset, A scale, int bins, int apart, int32_t* found) {
   const auto find = [&](int64_t i, T number) {
     const A place = offset + A(to_float(number)) * scale;
-    found[i] = int32_t(std::min(std::max(place, A(0)), A(bins - 1))) + int32_t(i) * apart;
+    found[i] = int32_t(std::min(std::max(A(0), place), A(bins - 1))) + int32_t(i) * apart;  // 0 for a NaN
   };
   if (step == 1) {
     for (int64_t i = 0; i < count; ++i) find(i, x[i]);

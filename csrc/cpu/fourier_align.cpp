@@ -220,7 +220,8 @@ void flush_magnitudes(const HalfSpectrum<A>& transform, const FourierScratch<A>&
 
 template <class A>
 double align_block(const FourierArguments& layer, const Prepared<A>& prepared, const FourierCut<A>& cut,
-                   const FourierScratch<A>& scratch, const Block& block, const Block* next) {
+                   const FourierScratch<A>& scratch, const Block& block, const Block* next, int64_t& pending,
+                   double* spectra) {
   const HalfSpectrum<A>& transform = prepared.transform;
   const int64_t positions = layer.student.shape[2] * layer.student.shape[3];
   const TileShape<A> shape = TileShape<A>::apart(padded<A>(block.channels), positions);
@@ -238,6 +239,10 @@ double align_block(const FourierArguments& layer, const Prepared<A>& prepared, c
   for (int64_t v = 0; v < vectors; ++v) {
     align_lanes<A>(layer, prepared, scratch, {scratch.student + v * shape.vector}, {scratch.teacher + v * shape.vector},
                    prefetcher, sum);
+    if (spectra != nullptr && ++pending == kTermsInFloat) {
+      flush_magnitudes(transform, scratch, prepared.spectra_scale, spectra);
+      pending = 0;
+    }
   }
   if (layer.gradient.data != nullptr) {
     const bool pooled_student = layer.student.shape[1] > cut.width;
@@ -260,18 +265,14 @@ double run_as(const FourierLayer& layer, int64_t item, void* memory, double* spe
     return Block{unit / cut.blocks, channel, min64(cut.channels, cut.width - channel), 0, layer.student.shape[2]};
   };
   double sum = 0;
-  const int64_t last = (item + 1) * cut.units / cut.items, vectors = cut.channels / kWidth<A>;
+  const int64_t last = (item + 1) * cut.units / cut.items;
   int64_t pending = 0;  // vectors whose magnitudes are not in the spectra yet
   if (spectra != nullptr) clear_magnitudes(prepared.transform, scratch);
   for (int64_t unit = item * cut.units / cut.items; unit < last; ++unit) {
     const Block block = block_of(unit), next = block_of(unit + 1);
-    sum += align_block<A>(layer, prepared, cut, scratch, block, unit + 1 < last ? &next : nullptr);
-    pending += vectors;
-    if (spectra != nullptr && (pending + vectors > kTermsInFloat || unit + 1 == last)) {
-      flush_magnitudes(prepared.transform, scratch, prepared.spectra_scale, spectra);
-      pending = 0;
-    }
+    sum += align_block<A>(layer, prepared, cut, scratch, block, unit + 1 < last ? &next : nullptr, pending, spectra);
   }
+  if (pending > 0) flush_magnitudes(prepared.transform, scratch, prepared.spectra_scale, spectra);
   return sum;
 }
 

@@ -132,7 +132,8 @@ bool is_readable(const Map& map, int64_t group) {
          (group + 1) * kWidth<A> <= map.shape[2] * map.shape[3];
 }
 
-// Memory that is wanted later, fetched while a group is transformed: a line, or part of one, for every bin.
+// Memory that is wanted later, fetched while a group is transformed: a line, or part of one, for every bin (with 16
+// lanes the other half of two).
 struct Ahead {
   uintptr_t at;
   int64_t step;

@@ -24,7 +24,7 @@ def bins_holding(x: Tensor, low: Tensor, scale: Tensor, bins: int, backend: str 
     wants_reference = backends.requested(backend) == "reference"
     if x.device.type != "cpu" or isinstance(extension, str) or wants_reference:
         return _plain(x, low, scale, bins)
-    offset, scale = (-low * scale).contiguous(), scale.contiguous()
+    x, offset, scale = x.resolve_neg(), (-low * scale).contiguous(), scale.contiguous()
     holding = torch.zeros(x.shape[1] + 1, dtype=torch.int64)
     described, threads = map_of(extension, x), torch.get_num_threads()
     extension.count_channels(described, offset.data_ptr(), scale.data_ptr(), bins, threads, holding.data_ptr())

@@ -114,7 +114,7 @@ def _run_triton(x: Tensor, axis: str, scale: float, out: Tensor) -> None:
     kernel.run(x, axis, scale, out)
 
 
-# Each fills `out`, [B, *bins] in float32 or, for a float64 map, float64.
+# Each fills `out`, [B, *bins] in float32 or, for a float64 map, float64; that for CPUs also averages the images.
 IMPLEMENTATIONS = {"cuda": _run_cuda, "triton": _run_triton, "cpu": _run_cpu, "reference": _run_reference}
 
 

@@ -40,7 +40,9 @@ def select(config: BenchConfig) -> list[Step]:
         if config.shapes and not texts[operation]:
             continue
         known = [variant.name for variant in operation.VARIANTS]
-        wanted = [name for name in config.variants if name in known] or (operation.ALWAYS if config.variants else ())
+        wanted = [name for name in config.variants if name in known]
+        if config.variants and not wanted:
+            continue
         compile = config.compile and not config.quick
         variants = select_from(operation.VARIANTS, operation.ALWAYS, wanted, compile, "not known on CUDA")
         for case in operation.select_cases(dataclasses.replace(config, shapes=texts[operation])):

@@ -192,7 +192,7 @@ LEGEND = """\
 Times are milliseconds per call on the device, medians, with a cold L2 cache unless the column says warm; "both" is
 forward and backward. The queue is filled before the device begins, so the host is not in them: "host ms" is what it
 takes to put one call into the queue. "% of copy" is the time of a copy of the same bytes over that of the call; "x
-published" the speed against the published loss in eager PyTorch on NCHW maps; "launches" kernels, copies and fills per
+published" the speed against the published form in eager PyTorch on NCHW maps; "launches" kernels, copies and fills per
 call; "extra MB" the peak of memory beyond the inputs; "error" the gradient's against float64, relative L2, or that of
 the worst bin of an intensity, whose only phase is "both". `*`: the device waited for the host in some samples. A wrong
 result has no time."""

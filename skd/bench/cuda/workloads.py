@@ -14,7 +14,7 @@ from skd.bench.pairs import LossCase
 
 
 class AnyCase(Protocol):
-    """What all cases on CUDA have; see :class:`Case`."""
+    """What their order and the number of their sets depend on; see :class:`Case`."""
 
     workload: str
     student_order: str
