@@ -610,7 +610,6 @@ def with_tar(root, names=str, damage=lambda content: content):
             {"val_split": "packed"},
             r"packed.tar has no images; pack it again",
         ),
-        (lambda root: folder(root, "o"), {"batch_size": 3}, "has 2 images, fewer than one batch of 3; give .*-size 2"),
     ],
 )
 def test_what_cannot_be_loaded_gets_a_sentence(tmp_path, build, options, sentence):

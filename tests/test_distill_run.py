@@ -14,6 +14,7 @@ for name in ("sklearn", "matplotlib", "rich", "yaml", "safetensors"):
     pytest.importorskip(name, reason="the trainer needs it (extra 'train')")
 
 import yaml  # noqa: E402
+from photos import write_photos  # noqa: E402
 from PIL import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
 from small_training import Watch  # noqa: E402
@@ -176,16 +177,7 @@ def test_arms_see_the_same_batches_whatever_they_draw():
 
 @pytest.fixture(scope="module")
 def image_folder(tmp_path_factory):
-    """Three colours with noise, which anything can tell apart."""
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 16), ("val", 8)):
-        for name, colour in (("red", (200, 50, 50)), ("green", (50, 200, 50)), ("blue", (50, 50, 200))):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(np.array(colour) + random.normal(0, 20, (36, 40, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-    return root
+    return write_photos(tmp_path_factory.mktemp("images"))
 
 
 def images_config(root, out, **sections):

@@ -1,5 +1,7 @@
 """``skd eval``: the accuracy of a trained model, from its file."""
 
+from pathlib import Path
+
 import torch
 from rich.console import Console
 from timm.data import resolve_data_config
@@ -50,31 +52,37 @@ def run(config: EvalConfig, console: Console | None = None) -> int:
         markup=False,
     )
     if source.bad_images:
-        shown = ", ".join(list(source.bad_images.found)[:5])
-        console.print(f"{len(source.bad_images)} images cannot be read and were left out: {shown}", soft_wrap=True)
+        count, shown = len(source.bad_images), ", ".join(list(source.bad_images.found)[:5])
+        said = "1 image cannot be read and was" if count == 1 else f"{count} images cannot be read and were"
+        console.print(f"{said} left out: {shown}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
 def _of_run(config: EvalConfig, world: World) -> tuple[str, DataSource, TestResult]:
-    asked = config_of_run(config.run, option="the run")
+    asked = config_of_run(config.run)
     setup = prepare(_tested(asked, config), world, for_training=False)
+    amp, source = asked.engine.amp, setup.source
+    if config.which != "teacher":
+        student = setup.build_student()
+        file = _load_from_run(student, config, role="student")
+        return str(file), source, _test(student, source, amp, world)
+    if setup.trains_teacher:
+        teacher = setup.teacher.build().to(world.device)
+        title = str(_load_from_run(teacher, config, role="teacher"))
+    else:
+        teacher = setup.build_teacher()
+        title = str(setup.config.models.teacher_checkpoint or f"{setup.teacher.title}, timm's weights")
+    with setup.teacher_images(teacher).before(teacher):
+        return title, source, _test(teacher, source, amp, world)
+
+
+def _load_from_run(model: nn.Module, config: EvalConfig, role: str) -> Path:
     file = config.run / _FILES[config.which]
-    # A teacher that was not trained in the run is where the run took it from.
-    elsewhere = config.which == "teacher" and not setup.trains_teacher
-    if not elsewhere and not file.is_file():
-        raise DistillError(
-            f"{config.run} has no {file.name}; {'the run has no --ema' if config.which == 'ema' else 'is it finished?'}"
-        )
-    if config.which == "teacher":
-        model = setup.build_teacher()
-        view = setup.teacher_images(model)
-        if not elsewhere:
-            models.load_checkpoint(model, file, option="the file")
-        with view.before(model):
-            return str(file.name), setup.source, _test(model, setup.source, asked.engine.amp, world)
-    model = setup.build_student()
-    models.load_checkpoint(model, file, role="student", option="the file")
-    return str(file), setup.source, _test(model, setup.source, asked.engine.amp, world)
+    if not file.is_file():
+        reason = "the run has no --ema" if config.which == "ema" else "is it finished?"
+        raise DistillError(f"{config.run} has no {file.name}; {reason}")
+    models.load_checkpoint(model, file, role=role, option="the file")
+    return file
 
 
 def _tested(asked: DistillConfig, config: EvalConfig) -> DistillConfig:

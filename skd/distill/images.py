@@ -36,17 +36,12 @@ def load_images(
         smoothing: of the soft targets of mixup and cutmix; without them targets are class numbers.
 
     Raises:
-        DistillError: images that cannot be opened or whose parts do not go together, fewer training images than one
-            batch, or settings that timm does not know.
+        DistillError: images that cannot be opened or whose parts do not go together, or settings that timm does not
+            know.
     """
     train, test = open_images(data)
     train_transform, test_transform = make_transforms(data, normalisation)
     mixup = make_mixup(data, len(train.classes), smoothing)
-    if len(train) < data.batch_size:
-        raise DistillError(
-            f"{train.title} has {len(train)} images, fewer than one batch of {data.batch_size}; "
-            f"give --batch-size {len(train)} or less"
-        )
     bad_images = BadImages(limit=data.max_bad_images)
     pinned = torch.device(device).type == "cuda"
     return DataSource(

@@ -120,7 +120,7 @@ def prepare(config: DistillConfig, world: World | None = None, *, for_training: 
     Args:
         config: what was asked for.
         world: the processes; default this one, on the device of the configuration.
-        for_training: False leaves the pairs of layers and the trial out.
+        for_training: False leaves out the pairs of layers, the trial, and whether the training images fill a batch.
 
     Raises:
         DistillError: options out of range, data or models that do not exist or do not go together.
@@ -130,6 +130,7 @@ def prepare(config: DistillConfig, world: World | None = None, *, for_training: 
     setup = _prepare_images(config, world) if config.task == "images" else _prepare_generated(config, world)
     if not for_training:
         return setup
+    setup.source.make_train_loader(world)  # refuses fewer images than one batch
     setup = replace(setup, config=_with_layers(setup))
     return replace(setup, unused=_try_out(setup))
 
