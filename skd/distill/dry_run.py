@@ -30,7 +30,6 @@ from skd.features import FeatureTap
 STEPS = 20
 _TEST_BATCHES = 5
 _CHECKPOINT_COPIES = 2
-_GIB = 2**30
 
 
 def run(config: DistillConfig, console: Console | None = None) -> int:
@@ -53,10 +52,11 @@ def run(config: DistillConfig, console: Console | None = None) -> int:
 
 def _run(setup: Setup, console: Console) -> None:
     teacher = setup.build_teacher()
-    if not setup.has_layers:
+    chosen_later = not setup.has_layers
+    if chosen_later:
         student = setup.student.build()
         setup = setup.with_layers(*models.default_layer_pairs(student, teacher))
-    for name, finding in _checks(setup, teacher):
+    for name, finding in _checks(setup, teacher, chosen_later):
         console.print(f"{name + ':':<16}{finding}", soft_wrap=True, highlight=False, markup=False)
     trials = [_try_teacher(setup, teacher)] if setup.trains_teacher else []
     trials += [_try_student(setup, teacher, arm) for arm in make_arms(setup.config)]
@@ -127,7 +127,7 @@ def _check_agreement(training: Training) -> None:
         )
 
 
-def _checks(setup: Setup, teacher: nn.Module) -> list[tuple[str, str]]:
+def _checks(setup: Setup, teacher: nn.Module, chosen_later: bool) -> list[tuple[str, str]]:
     source, config = setup.source, setup.config
     student = setup.build_student()
     checks = [
@@ -135,7 +135,7 @@ def _checks(setup: Setup, teacher: nn.Module) -> list[tuple[str, str]]:
         ("classes", f"{len(source.classes)}, the same for data, teacher and student"),
         ("student", setup.student.title),
         ("teacher", setup.teacher.title),
-        *_pairs(setup, student, teacher),
+        ("pairs", _pairs(setup, student, teacher, chosen_later)),
         ("normalisation", _normalisation(setup, teacher)),
     ]
     if config.task == "images":
@@ -149,7 +149,7 @@ def _checks(setup: Setup, teacher: nn.Module) -> list[tuple[str, str]]:
     return checks
 
 
-def _pairs(setup: Setup, student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+def _pairs(setup: Setup, student: nn.Module, teacher: nn.Module, chosen_later: bool) -> str:
     chosen = setup.config.models
     images = torch.zeros(
         1, setup.source.in_chans, setup.source.image_size, setup.source.image_size, device=setup.device
@@ -160,8 +160,8 @@ def _pairs(setup: Setup, student: nn.Module, teacher: nn.Module) -> list[tuple[s
         with FeatureTap(teacher.eval(), chosen.teacher_layers) as tap:
             _, teacher_maps = tap(setup.teacher_images(teacher)(images))
     both = zip(chosen.student_layers, chosen.teacher_layers, student_maps, teacher_maps, strict=True)
-    shown = [f"{i}-{j} ({s.shape[1]}<-{t.shape[1]}, {s.shape[2]}x{s.shape[3]})" for i, j, s, t in both]
-    return [("pairs", ", ".join(shown))]
+    shown = ", ".join(f"{i}-{j} ({s.shape[1]}<-{t.shape[1]}, {s.shape[2]}x{s.shape[3]})" for i, j, s, t in both)
+    return f"chosen by the teacher's spectra when it is ready; here in their place {shown}" if chosen_later else shown
 
 
 def _normalisation(setup: Setup, teacher: nn.Module) -> str:
@@ -196,10 +196,10 @@ def _disk(setup: Setup, student: nn.Module) -> str:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DistillError(
-            f"{folder.resolve()} has {free / _GIB:.1f} GiB free, and checkpoints and weights take {needed / _GIB:.1f}; "
+            f"{folder.resolve()} has {_size(free)} free, and checkpoints and weights take {_size(needed)}; "
             "make room or give another --out"
         )
-    return f"{needed / _GIB:.2f} GiB for checkpoints and weights, {free / _GIB:.1f} free"
+    return f"{_size(needed)} for checkpoints and weights, {_size(free)} free"
 
 
 def _test_seconds(setup: Setup) -> float:
@@ -228,17 +228,21 @@ def _projection(setup: Setup, trials: list[_Trial], test_seconds: float) -> list
     tests = 1 + (setup.config.optim.ema is not None)
     seconds = sum(trial.runs * trial.epochs * (trial.epoch_seconds + tests * test_seconds) for trial in trials)
     if setup.device.type == "cuda":
-        memory = f"{torch.cuda.max_memory_allocated(setup.device) / _GIB:.2f} GiB of the device at most"
+        memory = f"{_size(torch.cuda.max_memory_allocated(setup.device))} of the device at most"
     else:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        memory = f"{peak / _GIB:.2f} GiB at most"
+        memory = f"{_size(peak)} at most"
     epochs = ", ".join(f"{trial.runs * trial.epochs} of {trial.label}" for trial in trials)
     return [
         f"memory: {memory}",
         f"the whole run: about {_duration(seconds)} for its epochs ({epochs}); "
         f"{test_seconds:.1f} seconds per test; nothing was written and nothing is kept",
     ]
+
+
+def _size(amount: float) -> str:
+    return f"{amount / 2**30:.1f} GiB" if amount >= 2**30 else f"{amount / 2**20:.1f} MiB"
 
 
 def _duration(seconds: float) -> str:

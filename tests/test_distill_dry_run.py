@@ -1,0 +1,216 @@
+"""skd distill --dry-run: what it checks, measures and foretells, and that it leaves nothing behind."""
+
+import csv
+import io
+import re
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("timm", reason="the trainer is built on timm (extra 'train')")
+for name in ("sklearn", "matplotlib", "rich", "tyro", "yaml", "safetensors"):
+    pytest.importorskip(name, reason="the trainer needs it (extra 'train')")
+
+from photos import write_photos  # noqa: E402
+from rich.console import Console  # noqa: E402
+from small_training import make_training  # noqa: E402
+
+from skd import cli  # noqa: E402
+from skd.distill import dry_run  # noqa: E402
+from skd.distill.config import DistillConfig  # noqa: E402
+from skd.distill.distributed import World  # noqa: E402
+from skd.distill.errors import DistillError  # noqa: E402
+from skd.distill.experiment import run as train  # noqa: E402
+
+SUFFIX = {"milliseconds": 1e-3, "seconds": 1, "minutes": 60, "hours": 3600}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+def try_out(config):
+    console = Console(file=io.StringIO(), width=200)
+    threads = torch.get_num_threads()
+    assert dry_run.run(config, console) == 0
+    assert torch.get_num_threads() == threads
+    return console.file.getvalue()
+
+
+def findings(text):
+    """What is said before the table, by name."""
+    pairs = re.findall(r"^([a-z ]+): +(.*)$", text.partition("milliseconds per step")[0], re.MULTILINE)
+    assert pairs
+    return dict(pairs)
+
+
+def costs(text):
+    """The rows of the table: numbers by name."""
+    table = text.partition("milliseconds per step")[2].partition("memory:")[0]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()]
+    return {row[0]: [float(cell) for cell in row[1:]] for row in rows if len(row) > 1 and re.match(r"[\d.]", row[1])}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return try_out(DistillConfig().replace(run={"threads": 1}))
+
+
+def test_digits_are_checked(digits):
+    said = findings(digits)
+    assert said["data"] == "digits: 1437 training and 360 test images"
+    assert said["classes"].startswith("10, ") and said["normalisation"] == "student and teacher agree"
+    assert said["pairs"] == "0-0 (16<-48, 4x4), 1-2 (16<-48, 4x4), 2-3 (16<-48, 4x4)"
+    assert said["parameters"] == "all get a gradient" and "test crop" not in said and "processes" not in said
+    assert said["learning rate"] == "0.005 at its peak for 64 images per update, schedule by step"
+    assert re.fullmatch(r"[\d.]+ MiB for checkpoints and weights, [\d.]+ [MG]iB free", said["disk"])
+
+
+def test_every_part_of_a_step_of_every_training_is_measured(digits):
+    rows = costs(digits)
+    assert list(rows) == ["data", "teacher", "student", "loss", "optimizer", "other", "step", "images/s"]
+    assert all(len(row) == 4 for row in rows.values()), "the teacher and three students"
+    teacher = rows["teacher"]
+    assert teacher[0] == teacher[1] == 0 < min(teacher[2:]), "no teacher is asked without soft logits"
+    for step, rate in zip(rows["step"], rows["images/s"], strict=True):
+        assert rate == pytest.approx(64 / (step / 1000), rel=0.02)
+    assert all(cost > 0 for part in ("data", "student", "loss", "optimizer") for cost in rows[part])
+
+
+def test_the_whole_run_is_foretold():
+    """Seconds of the epochs of all trainings, with a test after each, twice where there is an average."""
+    setup = SimpleNamespace(
+        config=DistillConfig().replace(optim={"ema": 0.9}), device=torch.device("cpu"), world=World()
+    )
+    trials = [
+        SimpleNamespace(label="teacher", runs=1, epochs=10, epoch_seconds=60.0),
+        SimpleNamespace(label="spectral", runs=3, epochs=100, epoch_seconds=600.0),
+    ]
+    memory, whole = dry_run._projection(setup, trials, test_seconds=30.0)
+    assert re.fullmatch(r"memory: [\d.]+ [GM]iB at most", memory)
+    hours = (10 * (60 + 2 * 30) + 3 * 100 * (600 + 2 * 30)) / 3600
+    assert f"about {hours:.1f} hours for its epochs (10 of teacher, 300 of spectral); 30.0 seconds per test" in whole
+
+
+def test_a_run_takes_as_long_as_was_foretold():
+    config = DistillConfig().replace(optim={"epochs": 6, "teacher_epochs": 6}, run={"threads": 1, "tensorboard": False})
+    foretold = re.search(r"the whole run: about (\d+) (seconds|minutes)", try_out(config))
+    seconds = int(foretold[1]) * SUFFIX[foretold[2]]
+    assert train(config.replace(run={"out": Path("run")}), Console(file=io.StringIO())) == 0
+    with Path("run/metrics.csv").open(newline="") as file:
+        took = sum(float(row["seconds"]) for row in csv.DictReader(file))
+    # Machines that test this are shared: a factor of three tells a mistake in the sum from noise.
+    assert seconds / 3 < took < 3 * seconds, (seconds, took)
+
+
+def test_nothing_is_written(tmp_path, capsys):
+    out = tmp_path / "out" / "run"
+    assert cli.main(["distill", "--dry-run", "--quick", "--arms", "spectral", "--threads", "1", "--out", str(out)]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_layers_that_the_spectra_will_choose():
+    said = findings(try_out(DistillConfig().replace(models={"layers": "auto"}, run={"arms": ("spectral",)})))
+    assert said["pairs"].startswith("chosen by the teacher's spectra when it is ready; here in their place 0-")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos"), train=8, val=2)
+
+
+def images_config(root, **sections):
+    config = DistillConfig().replace(
+        data={"data": root, "image_size": 64, "batch_size": 4},
+        models={"teacher": "test_vit2", "student": "test_vit", "train_teacher": True},
+        optim={"epochs": 3},
+        run={"arms": ("spectral",), "threads": 1, "seeds": 2},
+    )
+    return config.replace(**sections)
+
+
+def test_images_are_checked(photos):
+    text = try_out(
+        images_config(
+            photos,
+            data={"crop_pct": 0.8, "teacher_image_size": 96},
+            models={"teacher": "test_efficientnet"},
+            loss={"weight": 0.0},
+            optim={"accumulate": 2, "schedule": "epoch-late"},
+            run={"arms": ("logits",)},
+        )
+    )
+    said = findings(text)
+    assert said["data"].endswith("24 training and 6 test images") and said["classes"].startswith("3, ")
+    assert said["normalisation"] == ("the student's; images are normalised anew for the teacher, and resized to 96x96")
+    assert said["test crop"] == "64 of 80 pixels (crop_pct 0.800); timm's own for this student is 0.950"
+    assert re.fullmatch(r"[\d.e-]+ at its peak for 8 images per update, schedule by epoch-late", said["learning rate"])
+    assert "(3 of teacher, 6 of soft logits)" in text
+    # Six updates of two batches each, in which the rate counts both.
+    rows = costs(text)
+    assert rows["images/s"][-1] == pytest.approx(8 / (rows["step"][-1] / 1000), rel=0.02)
+
+
+def test_parameters_without_a_gradient_are_named(photos, monkeypatch):
+    from timm.models.vision_transformer import VisionTransformer
+
+    init = VisionTransformer.__init__
+
+    def with_a_spare(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.spare = torch.nn.Parameter(torch.zeros(3))
+
+    monkeypatch.setattr(VisionTransformer, "__init__", with_a_spare)
+    assert findings(try_out(images_config(photos)))["parameters"] == "without a gradient: spare"
+
+
+def test_a_disk_without_room_is_refused(tmp_path, monkeypatch):
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(2**30, 2**30 - 1000, 1000))
+    config = DistillConfig().replace(run={"out": tmp_path / "not" / "yet"})
+    with pytest.raises(DistillError, match=rf"{tmp_path} has 0.0 MiB free, and .* take [\d.]+ MiB; make room or give"):
+        try_out(config)
+
+
+def test_the_moving_average_takes_room():
+    def size(**optim):
+        text = findings(try_out(DistillConfig().replace(optim=optim, run={"arms": ("labels",), "threads": 1})))["disk"]
+        return float(text.partition(" MiB")[0])
+
+    assert size(ema=0.9) > size()
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"models": {"student_layers": (0,), "teacher_layers": (99,)}}, "no layer 99"),
+        ({"models": {"train_teacher": False}}, "1000 classes, the data has 3"),
+        ({"data": {"batch_size": 100}}, "24 images, fewer than one batch of 100"),
+        ({"optim": {"accumulate": 7}}, "6 batches per process, fewer than --accumulate 7"),
+        ({"optim": {"lr": 1e30}, "engine": {"max_bad_steps": 2}}, "infinite or NaN"),
+    ],
+)
+def test_what_would_end_the_run_ends_the_trial(photos, sections, sentence):
+    with pytest.raises(DistillError, match=sentence):
+        try_out(images_config(photos, **sections))
+
+
+class Drifted(World):
+    """Another process has other weights."""
+
+    def gathered(self, value):
+        return [value, value * (1 + 1e-12)] if isinstance(value, float) else [value]
+
+
+def test_processes_that_drift_apart_are_noticed():
+    training = make_training()
+    dry_run._check_agreement(training)
+    training.world = Drifted()
+    with pytest.raises(DistillError, match="after 20 steps the processes have different weights"):
+        dry_run._check_agreement(training)
