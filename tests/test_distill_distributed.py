@@ -152,6 +152,18 @@ def test_a_lost_process_ends_the_others_with_a_checkpoint(tmp_path):
     assert note == "" and state["under_way"]["name"] == "teacher"
 
 
+def test_a_process_lost_in_a_test_costs_no_step(found, tmp_path):
+    (code, _, errors), (lost, _, _) = finish(
+        start([str(HERE / "two_processes.py"), str(tmp_path), "lost_in_a_test"], 2)
+    )
+    assert (code, lost) == (0, 9), errors
+    case, whole = torch.load(tmp_path / "rank0.pt", weights_only=True), found[1][0]["sharing_the_work"]
+    assert 'the other processes of the training of "spectral" no longer answer' in case["sentence"]
+    assert case["at"] == [0, 6], "all steps of the first epoch, which has not been tested"
+    assert_close(case["weights"], whole["weights"])
+    assert [row["test_correct"] for row in case["results"]] == [row["test_correct"] for row in whole["results"]]
+
+
 def test_dry_run_with_two_processes_compares_their_weights():
     command = ["-m", "skd", "distill", "--dry-run", "--arms", "spectral"]
     (code, output, errors), (_, silent, _) = finish(start(command, 2))

@@ -13,6 +13,7 @@ from timm.scheduler import CosineLRScheduler  # noqa: E402
 from timm.task import ClassificationTask  # noqa: E402
 from torch import nn  # noqa: E402
 
+from skd.distill import engine  # noqa: E402
 from skd.distill.distributed import World  # noqa: E402
 from skd.distill.errors import DistillError  # noqa: E402
 from skd.distill.interruption import Stopped  # noqa: E402
@@ -206,3 +207,19 @@ def test_costs_of_the_parts_are_measured_now_and_then():
     assert training.costs.steps == 0 or all(seconds >= 0 for seconds in costs.values())
     seconds = make_training().try_steps(6)
     assert len(seconds) == STEPS and all(second > 0 for second in seconds)
+
+
+def test_batch_norms_that_could_not_be_averaged_stay_as_they_were(monkeypatch):
+    """A process was lost between the sum and its division."""
+    training, model = make_training(), torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(2))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def fail(model, size, reduce):
+        model[0].running_mean += 1
+        model[1].running_var *= 2
+        raise RuntimeError("gloo: connection closed by peer")
+
+    monkeypatch.setattr(engine, "distribute_bn", fail)
+    with pytest.raises(RuntimeError, match="gloo"):
+        training._average_batch_norms(model)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())

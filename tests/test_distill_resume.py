@@ -253,6 +253,37 @@ def test_a_full_disk_under_another_file_is_a_sentence_too(tmp_path, monkeypatch)
         run_quietly(config(tmp_path / "run"))
 
 
+def test_a_folder_that_goes_while_it_is_used_is_a_sentence_too(tmp_path, monkeypatch):
+    write = experiment.RunFolder.write_csv
+
+    def after_its_end(self, *content):
+        shutil.rmtree(self.path)
+        write(self, *content)
+
+    monkeypatch.setattr(experiment.RunFolder, "write_csv", after_its_end)
+    with pytest.raises(DistillError, match="run, the folder of the run, has gone while it was used; start again"):
+        run_quietly(config(tmp_path / "run"))
+
+
+def test_processes_lost_outside_a_training_are_a_sentence_too(tmp_path, monkeypatch):
+    """Their connection, as gloo tells it; any other error is a defect and keeps its traceback."""
+    for text, kind, sentence in (
+        (
+            "[gloo/transport/tcp/pair.cc:561] Connection closed by peer",
+            DistillError,
+            "no longer answer .*closed by peer",
+        ),
+        ("shape mismatch", RuntimeError, "shape mismatch"),
+    ):
+
+        def lose(*_, text=text):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(experiment.Experiment, "_observe_from", lose)
+        with pytest.raises(kind, match=sentence):
+            run_quietly(config(tmp_path / kind.__name__))
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
 def test_no_permission_to_write(tmp_path):
     locked = tmp_path / "locked"

@@ -235,6 +235,7 @@ def test_image_folder_with_a_convolutional_teacher_by_layer_names(image_folder, 
         ({"data": {"batch_size": 1000}}, "48 images, fewer than one batch of 1000"),
         ({"run": {"device": "warp"}}, "--device warp cannot be used"),
         ({"optim": {"opt": "nonesuch"}}, "--opt nonesuch"),
+        ({"data": {"teacher_image_size": 50}, "run": {"arms": ("labels",)}}, "height .50. should be divisible by"),
     ],
 )
 def test_refusals_leave_nothing_behind(image_folder, tmp_path, sections, sentence):

@@ -1,5 +1,6 @@
-"""What one of several processes does in tests/test_distill_distributed.py: python two_processes.py OUT"""
+"""What one of several processes does in tests/test_distill_distributed.py: python two_processes.py OUT [CASE]"""
 
+import os
 import sys
 from pathlib import Path
 
@@ -58,15 +59,45 @@ def stopped_on_one(world) -> dict:
     return {}
 
 
-def main(out: Path) -> None:
+class _Fatal:
+    """Test images that kill their process."""
+
+    def __iter__(self):
+        os._exit(9)
+
+
+def lost_in_a_test(world) -> dict:
+    """The last process goes when the first epoch is tested; a single one goes on from what the first one saved."""
+    training = make_training(world, student=vit(dtype=torch.float32), data={"batch_size": 8 // world.size}, optim=PLAIN)
+    if world.rank == world.size - 1:
+        training.test_loader = _Fatal()
+    watch = Watch()
+    watch.training = training
+    try:
+        training.run(watch)
+    except DistillError as error:
+        sentence = str(error)
+    (state,) = watch.states
+    alone = make_training(student=vit(dtype=torch.float32), optim=PLAIN)
+    alone.load_state_dict(state)
+    alone.run(Watch())
+    at = [state["epoch"], state["step"]]
+    return {"sentence": sentence, "at": at, "weights": weights(alone), "results": numbers(alone.results)}
+
+
+CASES = (sharing_the_work, broken_on_one, always_broken_on_one, stopped_on_one)
+
+
+def main(out: Path, only: str | None = None) -> None:
     torch.set_num_threads(1)
     world = join(torch.device("cpu"))
-    cases = [sharing_the_work, broken_on_one, always_broken_on_one, stopped_on_one]
-    found = {case.__name__: case(world) for case in cases}
-    torch.save(found, out / f"rank{world.rank}.pt")
+    if only is not None:
+        torch.save(globals()[only](world), out / f"rank{world.rank}.pt")
+        os._exit(0)  # without a farewell to those who are gone
+    torch.save({case.__name__: case(world) for case in CASES}, out / f"rank{world.rank}.pt")
     world.wait()
     leave(world)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from timm.task import TrainingTask
 from timm.utils import distribute_bn
-from torch import Tensor
+from torch import Tensor, nn
 
 from skd.distill.config import DistillConfig
 from skd.distill.costs import CostMeter
@@ -143,9 +143,12 @@ class Training:
             Stopped: on request, after ``watcher.save()``.
             DistillError: too many updates in a row were not finite, or another process was lost.
         """
-        while self.epoch < self.epochs:
-            self._train_epoch(watcher)
-            self._end_epoch(watcher)
+        try:
+            while self.epoch < self.epochs:
+                self._train_epoch(watcher)
+                self._end_epoch(watcher)
+        except RuntimeError as error:
+            self._give_up(error, watcher)
         return self.results
 
     def try_steps(self, steps: int) -> list[float]:
@@ -212,8 +215,6 @@ class Training:
                 elif self.world.size == 1 and watcher.stop.signum:
                     self._stop(watcher)
                 watcher.save_if_due()
-        except RuntimeError as error:
-            self._give_up(error, watcher)
         finally:
             close = getattr(batches, "close", None)
             if close is not None:
@@ -310,7 +311,7 @@ class Training:
             what = f"a loader process of the training of {self.label} was ended, perhaps for lack of memory"
         else:
             raise error
-        # The update under way has not touched the weights: every collective comes before the optimizer.
+        # Weights are whole: every collective of an update comes before the optimizer.
         self._keep_time()
         watcher.save()
         raise DistillError(f"{what} ({reason}); the run can go on with --resume") from error
@@ -354,8 +355,18 @@ class Training:
     def _test(self) -> TestResult:
         model = self.task.get_eval_model()
         if self.world.size > 1:
-            distribute_bn(model, self.world.size, reduce=True)
+            self._average_batch_norms(model)
         return evaluate(model, self.test_loader, self.world, self.updates.autocast())
+
+    def _average_batch_norms(self, model: nn.Module) -> None:
+        """All or none: a checkpoint is written if a process is lost meanwhile."""
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        try:
+            distribute_bn(model, self.world.size, reduce=True)
+        except RuntimeError:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before[name])
+            raise
 
     def _test_average(self) -> TestResult | None:
         if not self.task.has_ema():

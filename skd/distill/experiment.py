@@ -15,7 +15,7 @@ from skd.distill import curves, dynamics_plots, html_report, layer_choice, repor
 from skd.distill.arms import Arm, make_arms
 from skd.distill.checkpoint import Checkpoints
 from skd.distill.config import DistillConfig
-from skd.distill.distributed import World
+from skd.distill.distributed import World, is_connection_error
 from skd.distill.dynamics import COLUMNS as DYNAMICS
 from skd.distill.dynamics import Dynamics
 from skd.distill.engine import PARTS, EpochResult, Training
@@ -66,12 +66,24 @@ def run(config: DistillConfig, console: Console | None = None) -> int:
             print(f"Stopped by {name}; go on with: skd distill --resume {folder.path}", file=sys.stderr)
         return 128 + stopped.signum
     except OSError as error:
+        if folder is not None and not folder.path.is_dir():
+            raise DistillError(
+                f"{folder.path}, the folder of the run, has gone while it was used; start again"
+            ) from error
         if error.errno not in _DISK_ERRORS:
             raise
         where = folder.path if folder is not None else config.run.out
         raise DistillError(
             f"a file could not be written ({error}); make room or mend the permissions, then go on with --resume "
             f"{where}"
+        ) from error
+    except RuntimeError as error:
+        # Within a training, its state has been saved and the sentence says which.
+        if not is_connection_error(error):
+            raise
+        raise DistillError(
+            f"the other processes no longer answer ({str(error).strip().splitlines()[0]}); the run can go on with "
+            "--resume"
         ) from error
     finally:
         if folder is not None:

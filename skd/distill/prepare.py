@@ -230,9 +230,13 @@ def _try_out(setup: Setup) -> tuple[str, ...]:
             # Any of the choices that may come out is as good as another once the maps are of one size.
             layer_choice.check_auto(setup.source, student, teacher)
             setup = setup.with_layers(*models.default_layer_pairs(student, teacher))
-        task = setup.make_task(student, teacher, make_arms(setup.config)[-1])
+        arm = make_arms(setup.config)[-1]
+        task = setup.make_task(student, teacher, arm)
         optimizer = make_optimizer(task, setup.config.optim)
         task.eval()(inputs, target)["loss"].backward()
+        if not arm.uses_teacher:  # but it is tested, and perhaps trained
+            with torch.no_grad():
+                teacher.float()(setup.teacher_images(teacher)(inputs))
     except DistillError:
         raise
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
