@@ -94,7 +94,9 @@ def images(batch_size: int = 8):
     return memory_source("noise", tuple("abcde"), (pixels, target), tested, batch_size)
 
 
-def make_training(world: World | None = None, criterion=None, student=None, task=None, **sections) -> Training:
+def make_training(
+    world: World | None = None, criterion=None, student=None, task=None, unused=False, **sections
+) -> Training:
     """One that is ready to run; the same weights every time."""
     seed_everything("weights")
     settings = config(**sections)
@@ -110,6 +112,7 @@ def make_training(world: World | None = None, criterion=None, student=None, task
         epochs=settings.optim.epochs,
         seed=5,
         label='"spectral"',
+        unused=unused,
     )
 
 

@@ -1,8 +1,10 @@
 """Several processes on the CPU, over gloo: the single process's result, shared decisions, a lost process."""
 
+import contextlib
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -77,8 +79,23 @@ def test_two_processes_with_half_the_batch_give_the_single_process_result(found)
     ours, theirs = two[0]["sharing_the_work"]["results"], one["sharing_the_work"]["results"]
     for row, wanted in zip(ours, theirs, strict=True):
         assert row["test_correct"] == wanted["test_correct"] and row["lr"] == wanted["lr"]
-        assert row["test_ce"] == pytest.approx(wanted["test_ce"], rel=1e-4)
+        for name in ("test_ce", "train_loss", "train_ce", "train_kd", "train_spectral"):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-4), name
     assert len(ours) == 2
+
+
+def test_batch_norms_are_those_of_all_processes_for_the_average_too(found):
+    """Each process has seen its own images; what is tested and saved is the mean, in all of them."""
+    a, b = (rank["batch_norms"] for rank in found[2])
+    for part in ("weights", "average"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+    assert a["results"] == b["results"]
+
+
+def test_a_parameter_without_a_gradient_holds_no_process_up(found):
+    (one,), two = found[1], found[2]
+    for rank in two:
+        assert_close(rank["unused_parameters"]["weights"], one["unused_parameters"]["weights"])
 
 
 def test_all_processes_have_the_same_bits(found):
@@ -100,8 +117,9 @@ def test_too_many_of_them_end_all_processes(found):
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(found):
-    for rank in found[2]:
-        assert rank["stopped_on_one"] == {"steps": 4, "states": 1}
+    a, b = (rank["stopped_on_one"] for rank in found[2])
+    assert a == b and 2 <= a["steps"] < 50, "they ask each other about once in a second"
+    assert 6 * a["saved"][0] + a["saved"][1] == a["steps"]
 
 
 def metrics(out: Path) -> list[dict]:
@@ -162,6 +180,42 @@ def test_a_process_lost_in_a_test_costs_no_step(found, tmp_path):
     assert case["at"] == [0, 6], "all steps of the first epoch, which has not been tested"
     assert_close(case["weights"], whole["weights"])
     assert [row["test_correct"] for row in case["results"]] == [row["test_correct"] for row in whole["results"]]
+
+
+def test_a_signal_to_nproc_saves_and_ends_all_processes(tmp_path):
+    """Between two readings of the losses; as schedulers end jobs."""
+    signum, out = signal.SIGTERM, tmp_path / "run"
+    command = ["-m", "skd", "distill", "--nproc", "2", "--out", str(out), "--epochs", "500", "--tensorboard", "False"]
+    process = subprocess.Popen(
+        [sys.executable, *command, "--log-interval", "100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=25)
+        assert process.returncode == 128 + signum, errors
+        assert f"Stopped by {signum.name}; go on with: skd distill --resume {out}" in errors
+        assert errors.count("Stopped by") == 1 and "Traceback" not in errors
+        state, note = Checkpoints(out).load()
+        assert note == "" and state["under_way"]["name"] == "teacher"
+        with pytest.raises(ProcessLookupError):  # nobody trains on
+            os.killpg(process.pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_what_is_wrong_is_said_once_and_with_status_2(tmp_path):
+    found = distill(tmp_path / "run", "--nproc", "2", "--student-layers", "99", "--teacher-layers", "0")
+    assert found.returncode == 2 and "Traceback" not in found.stderr, found.stderr
+    assert found.stderr.count("no layer 99") == 1, found.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_dry_run_with_two_processes_compares_their_weights():

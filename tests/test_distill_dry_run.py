@@ -4,6 +4,8 @@ import csv
 import io
 import re
 import shutil
+import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from rich.console import Console  # noqa: E402
 from small_training import make_training  # noqa: E402
 
 from skd import cli  # noqa: E402
-from skd.distill import dry_run  # noqa: E402
+from skd.distill import dry_run, prepare  # noqa: E402
 from skd.distill.config import DistillConfig  # noqa: E402
 from skd.distill.distributed import World  # noqa: E402
 from skd.distill.errors import DistillError  # noqa: E402
@@ -80,6 +82,7 @@ def test_every_part_of_a_step_of_every_training_is_measured(digits):
     for step, rate in zip(rows["step"], rows["images/s"], strict=True):
         assert rate == pytest.approx(64 / (step / 1000), rel=0.02)
     assert all(cost > 0 for part in ("data", "student", "loss", "optimizer") for cost in rows[part])
+    assert "an epoch has only" not in digits
 
 
 def test_the_whole_run_is_foretold():
@@ -120,6 +123,46 @@ def test_layers_that_the_spectra_will_choose():
     assert said["pairs"].startswith("chosen by the teacher's spectra when it is ready; here in their place 0-")
 
 
+def test_layers_that_no_arm_compares_are_not_looked_for():
+    layers = {"student_layers": (99,), "teacher_layers": (1,)}
+    config = DistillConfig().replace(models=layers, run={"arms": ("labels",), "threads": 1})
+    assert findings(try_out(config))["pairs"] == "none; no arm compares maps"
+
+
+@pytest.mark.parametrize(
+    ("run", "sentence"),
+    [
+        ({"out": Path("used")}, "--out used is not empty; give a new folder"),
+        ({"out": Path("used/file")}, "--out used/file is a file; give a new folder"),
+        ({"out": Path("used/file/run")}, "cannot be made: .*Not a directory"),
+        ({"out": Path("locked/run")}, "cannot be made: .*Permission denied"),
+        ({"wandb": "project"}, "--wandb project needs Weights & Biases, which is not installed"),
+    ],
+)
+def test_files_that_the_run_could_not_write_are_refused_before_anything_is_loaded(monkeypatch, run, sentence):
+    Path("used").mkdir()
+    Path("used/file").write_text("an earlier run")
+    Path("locked").mkdir()
+    may = dry_run.os.access
+    # Root may write everywhere, so the system is not asked.
+    monkeypatch.setattr(dry_run.os, "access", lambda path, mode: Path(path) != Path("locked") and may(path, mode))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(prepare, "prepare", lambda *_: pytest.fail("something was loaded"))
+    with pytest.raises(DistillError, match=sentence):
+        dry_run.run(DistillConfig().replace(run=run))
+    assert sorted(str(path) for path in Path().rglob("*")) == ["locked", "used", "used/file"]
+
+
+def test_only_the_process_that_writes_looks_at_the_folder(monkeypatch):
+    Path("used").write_text("on the disk of another machine")
+    config = DistillConfig().replace(run={"out": Path("used")})
+    monkeypatch.setenv("RANK", "1")
+    dry_run._check_files(config)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(DistillError, match="is a file"):
+        dry_run._check_files(config)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("photos"), train=8, val=2)
@@ -155,6 +198,53 @@ def test_images_are_checked(photos):
     # Six updates of two batches each, in which the rate counts both.
     rows = costs(text)
     assert rows["images/s"][-1] == pytest.approx(8 / (rows["step"][-1] / 1000), rel=0.02)
+    # Twenty are asked for, and an epoch has three.
+    below = text.partition("milliseconds per step")[2]
+    assert "\nan epoch has only 3 updates, so 3 steps were taken in place of 20\n" in below
+
+
+def test_one_step_is_not_called_steps():
+    said = dry_run._short_epoch([SimpleNamespace(steps=1)])
+    assert said == ["an epoch has only 1 update, so 1 step was taken in place of 20"]
+
+
+class SlowLoader:
+    """Batches that take as long to read as a step of the digits."""
+
+    seconds = 0.01
+
+    def __init__(self, batches):
+        self.batches, self.read = batches, 0
+
+    def __len__(self):
+        return self.batches
+
+    def __iter__(self):
+        for _ in range(self.batches):
+            time.sleep(self.seconds)
+            self.read += 1
+            yield torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(("batches", "workers", "read"), [(200, 0, 6), (200, 4, 12), (4, 0, 4), (0, 0, 0)])
+def test_reading_the_test_images_takes_time(batches, workers, read):
+    loader = SlowLoader(batches)
+    setup = SimpleNamespace(
+        config=DistillConfig().replace(data={"workers": workers}),
+        device=torch.device("cpu"),
+        world=World(),
+        source=SimpleNamespace(make_test_loader=lambda world: loader),
+        build_student=lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)),
+    )
+    seconds = dry_run._test_seconds(setup)
+    assert loader.read == read, "a few are enough"
+    assert seconds >= batches * loader.seconds
+    assert seconds < 3 * batches * loader.seconds + 0.1
+
+
+def test_processes_that_load_the_test_images_start_and_end(photos):
+    text = try_out(images_config(photos, data={"workers": 2, "batch_size": 2}))
+    assert re.search(r"; \d+\.\d seconds per test", text)
 
 
 def test_parameters_without_a_gradient_are_named(photos, monkeypatch):
@@ -192,6 +282,7 @@ def test_the_moving_average_takes_room():
         ({"models": {"student_layers": (0,), "teacher_layers": (99,)}}, "no layer 99"),
         ({"models": {"train_teacher": False}}, "1000 classes, the data has 3"),
         ({"data": {"batch_size": 100}}, "24 images, fewer than one batch of 100"),
+        ({"optim": {"epochs": 1, "warmup_epochs": 3}}, "--warmup-epochs is 3, .* 0 to 0, fewer than --epochs 1$"),
         ({"optim": {"accumulate": 7}}, "6 batches per process, fewer than --accumulate 7"),
         ({"optim": {"lr": 1e30}, "engine": {"max_bad_steps": 2}}, "infinite or NaN"),
     ],

@@ -13,7 +13,7 @@ from timm.scheduler import CosineLRScheduler  # noqa: E402
 from timm.task import ClassificationTask  # noqa: E402
 from torch import nn  # noqa: E402
 
-from skd.distill import engine  # noqa: E402
+from skd.distill import engine, updates  # noqa: E402
 from skd.distill.distributed import World  # noqa: E402
 from skd.distill.errors import DistillError  # noqa: E402
 from skd.distill.interruption import Stopped  # noqa: E402
@@ -132,6 +132,80 @@ def test_a_bad_update_changes_no_weight_and_is_counted(opt, gradient):
     assert result.bad_steps == 2 and math.isfinite(result.train_loss) and math.isfinite(result.test_ce)
 
 
+@pytest.mark.parametrize("opt", ["adamw", "lion"], ids=["fused", "not fused"])
+def test_a_bad_loss_changes_no_weight_in_float16_either(opt):
+    """Its gradient may be finite all the same."""
+
+    class Detached(BrokenLoss):
+        def forward(self, logits, target):
+            loss = super().forward(logits, target)
+            return loss if loss.isfinite() else loss.detach() + logits.sum()
+
+    optim = {"epochs": 1, "opt": opt, "schedule": "epoch"}
+    training = make_training(criterion=Detached([2, 4]), engine={"amp": "fp16"}, optim=optim)
+    training.updates.scaler = torch.amp.GradScaler("cpu", init_scale=16)
+    seen = [weights(training)]
+    watch = Watch()
+    watch.stepped = lambda: seen.append(weights(training))
+    result = training.run(watch)[0]
+    assert [same(a, b) for a, b in zip(seen, seen[1:], strict=False)] == [False, False, True, False, True, False]
+    assert result.bad_steps == 2 and math.isfinite(result.train_loss)
+
+
+def test_a_gradient_that_overflows_at_every_scale_of_float16_ends_the_training(monkeypatch):
+    """A few overflows are how the scale is found."""
+    monkeypatch.setattr(updates, "SCALINGS", 4)
+
+    def train(broken_steps):
+        criterion = BrokenLoss(broken_steps, gradient=True)
+        training = make_training(criterion=criterion, engine={"amp": "fp16", "max_bad_steps": 3})
+        training.updates.scaler = torch.amp.GradScaler("cpu", init_scale=16)
+        return training.run(Watch())
+
+    assert [result.bad_steps for result in train(range(1, 5))] == [0, 0, 0]
+    assert [result.bad_steps for result in train(range(1, 7))] == [1, 1, 0]
+    with pytest.raises(DistillError, match="the gradient became infinite or NaN in . updates in a row"):
+        train(range(1, 100))
+
+
+def test_who_goes_on_after_bad_updates_is_not_held_to_them():
+    broken = make_training(criterion=BrokenLoss(range(1, 100)), engine={"max_bad_steps": 3})
+    watch = Watch(save_every=4)
+    watch.training = broken
+    with pytest.raises(DistillError, match="in 5 updates in a row"):
+        broken.run(watch)
+    mended = make_training(engine={"max_bad_steps": 3})
+    mended.load_state_dict(through_a_file(watch.states[-1]))
+    assert mended.run(Watch())[0].bad_steps == 3
+
+
+@pytest.mark.parametrize("average", [False, True], ids=["of the model", "of its average"])
+def test_a_stop_is_heeded_within_a_test(average):
+    """Nothing of the epoch is lost; the test begins anew."""
+    whole = make_training(optim={"ema": 0.9})
+    whole.run(Watch())
+    training, watch = make_training(optim={"ema": 0.9}), Watch()
+    watch.training, loader, tests = training, training.test_loader, []
+
+    class Asked:
+        def __iter__(self):
+            tests.append(0)
+            for batch in loader:
+                if len(tests) == 3 + average:
+                    watch.stop.signum, tests[-1] = 15, tests[-1] + 1
+                yield batch
+
+    training.test_loader = Asked()
+    with pytest.raises(Stopped):
+        training.run(watch)
+    state = through_a_file(watch.states[-1])
+    assert (state["epoch"], state["step"], tests[-1]) == (1, STEPS, 1) and len(loader) > 1
+    again = make_training(optim={"ema": 0.9})
+    again.load_state_dict(state)
+    again.run(Watch())
+    assert same(weights(again), weights(whole)) and numbers(again.results) == numbers(whole.results)
+
+
 def test_too_many_bad_updates_in_a_row_end_the_training():
     bad = {"criterion": BrokenLoss([1, 3, 4, 5], gradient=False), "optim": {"epochs": 2}}
     with pytest.raises(DistillError, match="loss and ce_loss became infinite or NaN in 3 updates in a row"):
@@ -204,7 +278,8 @@ def test_costs_of_the_parts_are_measured_now_and_then():
     training = make_training(optim={"epochs": 6})
     training.run(Watch())
     costs = training.costs.mean()
-    assert training.costs.steps == 0 or all(seconds >= 0 for seconds in costs.values())
+    assert training.costs.steps == 6, "in the middle of each short epoch"
+    assert costs["student"] > 0 and all(seconds >= 0 for seconds in costs.values())
     seconds = make_training().try_steps(6)
     assert len(seconds) == STEPS and all(second > 0 for second in seconds)
 

@@ -1,6 +1,8 @@
 """skd eval: what a run reported comes out again of its files."""
 
+import csv
 import json
+import math
 import re
 import shutil
 
@@ -118,6 +120,81 @@ def test_other_images_of_the_same_classes(photos_run, tested, tmp_path):
     found, text = tested(photos_run / "run", "--data", tmp_path, "--workers", 1)
     assert found[1] == 5 * len(COLOURS) - 1
     assert re.search(r"\n1 image cannot be read and was left out: .*0\.png", text)
+
+
+@pytest.mark.parametrize("teacher", ["test_efficientnet", None], ids=["frozen teacher", "trained teacher"])
+def test_unreadable_images_count_nowhere(photos_run, tested, tmp_path, capsys, monkeypatch, teacher):
+    """The accuracies of metrics.csv, of the reports and of skd eval are of the same images."""
+    colour = next(iter(COLOURS))
+    for split in ("train", "val"):
+        shutil.copytree(photos_run / split, tmp_path / split)
+    bad = [tmp_path / "train" / colour / "3.png", tmp_path / "val" / colour / "2.png"]
+    for file in bad:
+        file.write_bytes(b"not an image")
+    monkeypatch.setenv("COLUMNS", "200")  # of the table
+    out = tmp_path / "run"
+    models = ("--teacher", teacher, "--teacher-checkpoint", photos_run / "teacher-weights.safetensors")
+    train(
+        out,
+        *("--data", tmp_path, "--workers", 1, "--image-size", 32, "--batch-size", 12, "--student", "test_vit"),
+        *(models if teacher else ("--teacher", "test_vit2", "--train-teacher", "--teacher-epochs", 1)),
+        *("--arms", "labels", "logits", "--weight", 0, "--epochs", 2, "--lr", 1e-3, "--ema", 0.5),
+    )
+    text = capsys.readouterr().out
+    summary, page = json.loads((out / "summary.json").read_text()), (out / "report.html").read_text(encoding="utf-8")
+    arms = {"teacher": summary["teacher"], **summary["students"]["arms"]}
+    images = 7 * len(COLOURS) - 1
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = {row["arm"]: row for row in csv.DictReader(file)}  # the last of each
+    assert list(rows) == (["labels", "logits"] if teacher else ["teacher", "labels", "logits"])
+    for name, arm in arms.items():
+        correct, top1 = arm["test_correct"][0], arm["test_top1_mean"]
+        assert arm["test_images"] == [images] and arm["test_top1"] == [top1] == [100 * correct / images]
+        if name in rows:
+            row = rows[name]
+            assert (int(row["test_correct"]), int(row["test_images"])) == (correct, images)
+            assert float(row["test_top1"]) == top1
+        shown = [f"{top1:.2f}", *(f"{average:.2f}" for average in arm["ema_top1"]), f"{correct} of {images}"]
+        for place in (text, page):
+            row = next(line for line in place.splitlines() if arm["label"] in line and f" of {images}" in line)
+            cells = [cell.strip() for cell in re.split(r"│|<[^>]*>", row)]
+            assert set(shown) <= set(cells) and next(filter(None, cells[cells.index(arm["label"]) + 1 :])) == shown[0]
+    assert f"tested on {images} images" in text and summary["data"]["test_images"] == images + 1
+
+    for which, arm in (("student", "logits"), ("teacher", "teacher"), ("ema", "logits")):
+        (correct, of, top1, _), text = tested(out, "--which", which)
+        wanted = arms[arm]["ema_top1"][0] if which == "ema" else arms[arm]["test_top1"][0]
+        assert of == images and top1 == pytest.approx(wanted, abs=0.005) and correct == round(wanted * images / 100)
+        assert f"1 image cannot be read and was left out: {bad[1]}" in text
+
+    assert sorted(summary["bad_images"]) == list(map(str, bad))
+    assert "could not be read: 2. In training the next one took the place of each; in tests they were left out" in page
+    assert all(f"<td>{file}</td>" in page for file in bad)
+
+
+def test_a_run_with_all_its_options(photos_run, tested):
+    """Precision, accumulation, clipping, average, augmentation, mixing, loader processes, a teacher in 16 bits."""
+    out = photos_run / "all"
+    train(
+        out,
+        *("--data", photos_run, "--image-size", 32, "--batch-size", 4, "--workers", 1, "--repeats", 2),
+        *("--auto-augment", "rand-m9-mstd0.5-inc1", "--random-erasing", 0.5, "--mixup", 0.8, "--cutmix", 1.0),
+        *("--student", "test_vit", "--teacher", "test_vit2", "--train-teacher", "--teacher-dtype", "bfloat16"),
+        *("--drop-path", 0.1, "--amp", "bf16", "--accumulate", 2, "--clip-grad", 1.0, "--ema", 0.5),
+        *("--channels-last", "--schedule", "epoch-late", "--epochs", 2, "--teacher-epochs", 1, "--lr", 1e-3),
+        *("--tensorboard", True, "--log-interval", 1, "--arms", "spectral"),
+    )
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == ["teacher", "spectral", "spectral"]
+    assert all(float(row[name]) > 0 for row in rows[1:] for name in ("train_ce", "train_kd", "train_spectral"))
+    assert all(math.isfinite(float(row["train_loss"])) and row["bad_steps"] == "0" for row in rows)
+    assert list((out / "tensorboard").rglob("events.*"))
+    summary = json.loads((out / "summary.json").read_text())
+    costs = summary["costs"]["spectral"]
+    assert costs["teacher"] > 0 and costs["optimizer"] > 0 and costs["data"] > 0
+    for which in ("student", "teacher", "ema"):
+        assert tested(out, "--which", which)[0][:3] == reported(out, which)
 
 
 def test_any_model_of_timm(photos_run, tested, capsys):

@@ -10,7 +10,7 @@ pytest.importorskip("timm", reason="the trainer is built on timm (extra 'train')
 
 from skd.distill.config import DistillConfig  # noqa: E402
 from skd.distill.errors import DistillError  # noqa: E402
-from skd.distill.loggers import MetricLoggers  # noqa: E402
+from skd.distill.loggers import MetricLoggers, check_loggers  # noqa: E402
 
 
 def config(**run):
@@ -94,8 +94,10 @@ def test_tensorboard_is_only_missed_if_it_was_asked_for(tmp_path, without, monke
     without("tensorboard")
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(DistillError, match="not installed: pip install tensorboard"):
-        MetricLoggers(tmp_path, config(tensorboard=True))
+    for refuse in (check_loggers, lambda told: MetricLoggers(tmp_path, told)):
+        with pytest.raises(DistillError, match="not installed: pip install tensorboard"):
+            refuse(config(tensorboard=True))
+    check_loggers(config(tensorboard=None))
     loggers = MetricLoggers(tmp_path, config(tensorboard=None))
     loggers.log(row(1))
     loggers.close()
@@ -193,8 +195,15 @@ def test_a_run_that_goes_on_is_the_same_run_there(tmp_path, wandb):
 
 def test_weights_and_biases_that_is_not_installed_is_refused(tmp_path, without):
     without("wandb")
-    with pytest.raises(DistillError, match="--wandb p needs Weights & Biases.*pip install wandb"):
-        MetricLoggers(tmp_path, config(wandb="p"))
+    for refuse in (check_loggers, lambda told: MetricLoggers(tmp_path, told)):
+        with pytest.raises(DistillError, match="--wandb p needs Weights & Biases.*pip install wandb"):
+            refuse(config(wandb="p"))
+
+
+def test_what_is_installed_is_not_opened_by_looking_at_it(tmp_path, monkeypatch, wandb):
+    monkeypatch.chdir(tmp_path)
+    check_loggers(config(tensorboard=None, wandb="p"))
+    assert not wandb.inits and not list(tmp_path.iterdir())
 
 
 def test_weights_and_biases_that_cannot_start_is_told_before_anything_is_trained(tmp_path, wandb):

@@ -135,8 +135,16 @@ def test_loading_code_builds_the_model_again(tmp_path, monkeypatch):
 
 
 def test_pretrained_weights_that_cannot_be_had_get_a_sentence(monkeypatch):
-    with pytest.raises(DistillError, match="know 1000 classes, the data has 3; give --teacher-checkpoint FILE"):
+    with pytest.raises(
+        DistillError, match="1000 classes, the data has 3; .* 3 classes as --teacher-.* --train-teacher"
+    ):
         models.build_pretrained(timm_spec("deit_tiny_patch16_224", 3))
+    with pytest.raises(DistillError) as caught:
+        models.build_pretrained(timm_spec("test_vit", 3), role="model", instead="--checkpoint FILE")
+    assert str(caught.value) == (
+        "timm's weights for model test_vit know 1000 classes, the data has 3; give weights for 3 classes as "
+        "--checkpoint FILE"
+    )
 
     def no_network(*args, **kwargs):
         raise OSError("no route to host\nand a long story")

@@ -22,7 +22,9 @@ from skd.distill.report import ArmResult, conclusions, noise, print_table  # noq
 
 
 def arm(label, *correct, images=360, **kwargs):
-    return ArmResult(label, label, correct, images, 10_410, tuple(1.5 for _ in correct), **kwargs)
+    """``images``: that were tested, one number for all seeds or one for each."""
+    tested = images if isinstance(images, tuple) else (images,) * len(correct)
+    return ArmResult(label, label, correct, tested, 10_410, tuple(1.5 for _ in correct), **kwargs)
 
 
 def test_mean_and_deviation():
@@ -32,6 +34,14 @@ def test_mean_and_deviation():
     assert arm("a", 340).deviation is None
 
 
+def test_accuracies_are_of_the_images_that_were_tested():
+    result = arm("a", 23, 12, images=(23, 24))
+    assert result.top1 == [100, 50] and result.mean == 75
+    found = result.to_dict()
+    assert (found["test_top1"], found["test_correct"], found["test_images"]) == ([100, 50], [23, 12], [23, 24])
+    assert arm("a", 0, images=0).top1 == [0]
+
+
 def test_noise_is_two_binomial_standard_errors_and_the_spread_of_seeds():
     p, q = 0.9, 0.8
     expected = 2 * 100 * math.sqrt(p * (1 - p) / 100 + q * (1 - q) / 100)
@@ -39,6 +49,11 @@ def test_noise_is_two_binomial_standard_errors_and_the_spread_of_seeds():
     seeds = noise(arm("a", 88, 92, images=100), arm("b", 80, 80, images=100))
     assert seeds == pytest.approx(math.sqrt(expected**2 + 4 * 8 / 2))
     assert noise(arm("a", 100, images=100), arm("b", 100, images=100)) > 1, "a perfect score is no certainty"
+
+    # Of seeds that could read different numbers of images, the fewest count.
+    unread = noise(arm("a", 81, 90, images=(90, 100)), arm("b", 80, 80, images=100))
+    assert unread == pytest.approx(2 * 100 * math.sqrt(p * (1 - p) / 90 + q * (1 - q) / 100))
+    assert noise(arm("a", 0, images=0), arm("b", 0, images=0)) > 1, "none could be read"
 
 
 def sentences(teacher, students, task="digits", quick=False):
@@ -75,6 +90,20 @@ def test_demonstration_quick_run_and_useless_teacher_are_named():
     assert "demonstration" not in images and "not better" not in images and "quick" not in images
 
 
+def test_conclusions_count_the_images_that_were_tested():
+    text = sentences(
+        arm("t", 20, images=20), [arm("labels", 10, images=20), arm("logits", 12, images=20)], task="images"
+    )
+    assert "The models were tested on 20 images; one image is 5 points." in text
+    assert '"logits" against "labels": +10.00 points (+2 images)' in text[1] and "at one time" not in " ".join(text)
+    text = sentences(
+        arm("t", 24, images=24), [arm("labels", 23, images=23), arm("logits", 24, images=24)], task="images"
+    )
+    assert "tested on 23 images" in text[0] and "a test was on 23 to 24 of them" in text[1]
+    assert '"logits" against "labels": +0.00 points (+0 images)' in text[2]
+    assert "tested on 0 images" in sentences(arm("t", 0, images=0), [arm("labels", 0, images=0)], task="images")[0]
+
+
 def test_one_arm_is_compared_with_nothing():
     for name in ("labels", "logits", "spectral"):
         text = sentences(arm("teacher", 351), [arm(name, 340, 342)])
@@ -107,6 +136,12 @@ def test_table_has_mean_deviation_parameters_and_seconds():
         assert piece in text, f"{piece!r} is not in\n{text}"
     assert "averaged" not in text
     assert "340.5 of 360" in table_text(arm("labels only", 340, 341))
+
+
+def test_table_counts_the_images_that_were_tested():
+    text = table_text(arm("teacher", 23, images=23), arm("labels only", 22, 24, images=(23, 24)))
+    for piece in ("100.00", "23 of 23", "97.83 ± 3.07", "23 of 23.5"):
+        assert piece in text, f"{piece!r} is not in\n{text}"
 
 
 def test_table_has_the_averaged_weights_where_there_are_any():
@@ -332,7 +367,7 @@ def test_the_page_has_every_section_and_the_numbers(tmp_path):
         "Mean ± standard deviation over 2 seeds",
         "The whole run took 2.0 h.",
         "infinite or NaN: 3.",
-        "could not be read and were replaced by others: 1.",
+        "could not be read: 1. In training the next one took the place of each; in tests they were left out",
         'student.safetensors has the weights of "spectral", seed 0 (93.06% of the test images).',
         "student-ema.safetensors has their average (92.50%).",
         "timm.create_model('vit_small', checkpoint_path='student.safetensors')",
@@ -417,9 +452,20 @@ def test_skipped_steps_may_be_told_by_arm(tmp_path):
     assert 'Updates of "spectral" skipped' in page.text and 'of "labels" skipped' not in page.text
 
 
+def test_the_page_counts_the_images_that_were_tested(tmp_path):
+    students = [arm("labels", 20, 22, images=(22, 22)), arm("spectral", 22, 24, images=(22, 24))]
+    others = summary_of(arm("teacher", 23, images=23), students, {})
+    page = page_of(run_folder(tmp_path, **others))
+    assert [row[1:4:2] for row in page.cells[1:4]] == [
+        ["100.00", "23 of 23"],
+        ["95.45 ± 6.43", "21 of 22"],
+        ["100.00 ± 0.00", "23 of 23"],
+    ]
+
+
 def test_very_many_unreadable_images_are_counted_and_the_first_shown(tmp_path):
     page = page_of(run_folder(tmp_path, bad_images={f"{i}.png": "gone" for i in range(500)}))
-    assert "by others: 500, of which these are the first 200." in page.text
+    assert "could not be read: 500 (the first 200 are below). In training" in page.text
     assert sum(row[1:] == ["gone"] for row in page.cells) == 200
 
 

@@ -170,7 +170,11 @@ def test_another_configuration_is_refused_with_the_difference(whole, tmp_path):
 
 def test_what_does_not_change_the_results_may_change():
     before = DistillConfig().to_dict()
-    now = DistillConfig().replace(run={"checkpoint_minutes": 1.0, "resume": "auto"}, data={"workers": 4}).to_dict()
+    now = (
+        DistillConfig()
+        .replace(run={"checkpoint_minutes": 1.0, "resume": "auto"}, data={"workers": 4, "data": "moved"})
+        .to_dict()
+    )
     assert describe_differences(before, now) == []
     now = DistillConfig().replace(data={"mixup": 0.5}).to_dict()
     assert describe_differences(before, now) == ["data.mixup was 0.0 and is 0.5"]
@@ -249,7 +253,18 @@ def test_a_full_disk_under_another_file_is_a_sentence_too(tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(experiment.RunFolder, "write_csv", fail)
-    with pytest.raises(DistillError, match="a file could not be written .*No space left.*--resume"):
+    with pytest.raises(DistillError, match="a file could not be read or written .*No space left.*--resume"):
+        run_quietly(config(tmp_path / "run"))
+
+
+def test_a_file_that_cannot_be_read_before_there_is_a_folder(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "images/val")
+
+    monkeypatch.setattr("skd.distill.prepare.prepare", fail)
+    with pytest.raises(
+        DistillError, match="could not be read or written .*images/val.*; make room .* then start again"
+    ):
         run_quietly(config(tmp_path / "run"))
 
 

@@ -235,6 +235,9 @@ def test_image_folder_with_a_convolutional_teacher_by_layer_names(image_folder, 
         ({"data": {"batch_size": 1000}}, "48 images, fewer than one batch of 1000"),
         ({"run": {"device": "warp"}}, "--device warp cannot be used"),
         ({"optim": {"opt": "nonesuch"}}, "--opt nonesuch"),
+        # Not the last of the arms is refused.
+        ({"models": {"teacher": "test_resnet"}, "run": {"arms": ("spectral", "labels")}}, "spatial sizes differ"),
+        ({"run": {"wandb": "project"}}, "--wandb"),
         ({"data": {"teacher_image_size": 50}, "run": {"arms": ("labels",)}}, "height .50. should be divisible by"),
     ],
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from small_training import BrokenLoss, Watch, make_training, numbers, weights
 from small_vits import vit
+from timm.task import ClassificationTask
+from torch import nn
 
 from skd.distill.distributed import join, leave
 from skd.distill.errors import DistillError
@@ -48,15 +50,45 @@ def always_broken_on_one(world) -> dict:
 
 
 def stopped_on_one(world) -> dict:
-    """Only the last process hears the signal; all end after the same step, within the log interval."""
-    training = make_training(world, data={"batch_size": 8 // world.size}, engine={"log_interval": 4})
+    """Only the last process hears the signal; all end after the same step."""
+    batch = {"batch_size": 8 // world.size}
+    training = make_training(world, data=batch, engine={"log_interval": 1000}, optim={"epochs": 100})
     watch = Watch(stop_after=2 if world.rank == world.size - 1 else None)
     watch.training = training
     try:
         training.run(watch)
     except Stopped:
-        return {"steps": watch.steps, "states": len(watch.states)}
+        return {"steps": watch.steps, "saved": [watch.states[-1]["epoch"], watch.states[-1]["step"]]}
     return {}
+
+
+def batch_norms(world) -> dict:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(5))
+    student(torch.zeros(2, 3, 8, 8))
+    task = ClassificationTask(student, nn.CrossEntropyLoss(), verbose=False)
+    training = make_training(world, task=task, data={"batch_size": 8 // world.size}, optim=PLAIN)
+    training.run(Watch())
+    average = training.task.get_eval_model(ema=True).state_dict()
+    return {"weights": weights(training), "average": average, "results": numbers(training.results)}
+
+
+class _Spare(nn.Module):
+    """A model with a parameter that no loss reaches."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.spare = model, nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def unused_parameters(world) -> dict:
+    task = ClassificationTask(_Spare(vit(dtype=torch.float32)), nn.CrossEntropyLoss(), verbose=False)
+    training = make_training(world, task=task, unused=True, data={"batch_size": 8 // world.size}, optim=PLAIN)
+    training.run(Watch())
+    return {"weights": weights(training)}
 
 
 class _Fatal:
@@ -85,7 +117,7 @@ def lost_in_a_test(world) -> dict:
     return {"sentence": sentence, "at": at, "weights": weights(alone), "results": numbers(alone.results)}
 
 
-CASES = (sharing_the_work, broken_on_one, always_broken_on_one, stopped_on_one)
+CASES = (sharing_the_work, broken_on_one, always_broken_on_one, stopped_on_one, batch_norms, unused_parameters)
 
 
 def main(out: Path, only: str | None = None) -> None:

@@ -10,7 +10,7 @@ from skd.distill.errors import DistillError
 from skd.files import replacing
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoints:
@@ -46,12 +46,14 @@ class Checkpoints:
                     os.replace(self.latest, self.previous)
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             kept = [path.name for path in (self.latest, self.previous) if path.exists()]
-            rest = (
-                f"{' and '.join(kept)} of before {'is' if len(kept) == 1 else 'are'} whole" if kept else "none is kept"
-            )
+            if kept:
+                rest = f"{' and '.join(kept)} of before {'is' if len(kept) == 1 else 'are'} whole"
+                then = f"go on with --resume {self.latest.parent}"
+            else:
+                rest, then = "none is kept", "start again"
             raise DistillError(
                 f"the checkpoint {self.latest} could not be written ({_reason(error)}); {rest}: make room or mend the "
-                f"permissions, then go on with --resume {self.latest.parent}"
+                f"permissions, then {then}"
             ) from error
 
     def load(self) -> tuple[dict, str]:

@@ -268,7 +268,10 @@ def check_ranges(config: "DistillConfig") -> None:
         for name, allowed in ranges.items():
             _require(allowed, name, getattr(getattr(config, section), name))
     optim = config.optim
-    _require(_from_to(0, optim.epochs - 1), "warmup_epochs", optim.warmup_epochs)
+    # A recipe may have set it for more epochs than were asked for.
+    shorter = _from_to(0, optim.epochs - 1)
+    shorter = dataclasses.replace(shorter, text=f"{shorter.text}, fewer than --epochs {optim.epochs}")
+    _require(shorter, "warmup_epochs", optim.warmup_epochs)
     for name in ("warmup_lr", "min_lr"):
         rate = getattr(optim, name)
         if not 0 <= rate <= optim.lr:

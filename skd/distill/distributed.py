@@ -1,9 +1,8 @@
 """The processes of a run: one, or those that torchrun started."""
 
 import datetime
+import logging
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -47,6 +46,10 @@ class World:
             dist.all_reduce(x, op=dist.ReduceOp.MAX)
         return x
 
+    def largest_of(self, values: Sequence[float]) -> list[float]:
+        """The largest of each number over the processes, without waiting for any device."""
+        return self.largest(torch.tensor(values, dtype=torch.float64)).tolist()
+
     def shared(self, value):
         """What the main process has for ``value``, on every process; of tensors, numbers, strings, lists and dicts."""
         if self.size == 1:
@@ -81,7 +84,7 @@ def join(device: torch.device) -> World:
         device: what was asked for; of CUDA devices each process on a machine takes its own.
 
     Raises:
-        DistillError: there are fewer CUDA devices than processes on this machine.
+        DistillError: there are fewer CUDA devices than processes on this machine, or the others do not come.
     """
     if not is_launched():
         return World(device=device)
@@ -95,7 +98,13 @@ def join(device: torch.device) -> World:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DistillError(
+                f"the processes of this run do not find each other ({reason}); start it again"
+            ) from error
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -112,14 +121,28 @@ def is_connection_error(error: RuntimeError) -> bool:
 def launch(nproc: int, arguments: Sequence[str]) -> int:
     """Run ``skd distill`` with these arguments in ``nproc`` processes on this machine, with torchrun.
 
+    SIGTERM and Ctrl-C are passed on; the processes have half a minute to save what they have.
+
     Returns:
-        torchrun's exit status.
+        The exit status of the process that failed first, 0 if none did, or 128 and the number of the signal.
     """
-    environment = dict(os.environ)
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     # As many threads as there are cores, shared out; torchrun alone would give every process one.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     # With torch's shared store a group of gloo processes that is started again often fails to meet.
-    environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # The processes say themselves what was wrong.
+    logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     # The dashes keep torchrun from taking our --nproc for a short form of its own.
-    return subprocess.call([*torchrun, "-m", "--", "skd", "distill", *arguments], env=environment)
+    options = ["--standalone", f"--nproc-per-node={nproc}", "-m", "--", "skd", "distill", *arguments]
+    try:
+        torchrun.run(torchrun.parse_args(options))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    return 0

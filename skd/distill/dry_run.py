@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import resource
 import shutil
 import statistics
@@ -23,6 +24,7 @@ from skd.distill.costs import PARTS
 from skd.distill.engine import Training
 from skd.distill.errors import DistillError
 from skd.distill.prepare import Setup, prepared
+from skd.distill.run_folder import check_out
 from skd.distill.testing import evaluate
 from skd.distill.updates import autocast
 from skd.features import FeatureTap
@@ -45,9 +47,18 @@ def run(config: DistillConfig, console: Console | None = None) -> int:
     Raises:
         DistillError: something does not go together, in one sentence.
     """
+    _check_files(config)
     with prepared(config, console) as (setup, console):
         _run(setup, console)
     return 0
+
+
+def _check_files(config: DistillConfig) -> None:
+    """What the run will write must be possible, in the process that writes it; another's disk may be another."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if config.run.resume is None:
+        check_out(config.run.out)
 
 
 def _run(setup: Setup, console: Console) -> None:
@@ -62,7 +73,7 @@ def _run(setup: Setup, console: Console) -> None:
     trials += [_try_student(setup, teacher, arm) for arm in make_arms(setup.config)]
     test_seconds = _test_seconds(setup)
     console.print(_table(trials))
-    for line in _projection(setup, trials, test_seconds):
+    for line in _short_epoch(trials) + _projection(setup, trials, test_seconds):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -92,21 +103,24 @@ class _Trial:
 def _try_teacher(setup: Setup, teacher: nn.Module) -> _Trial:
     task = ClassificationTask(teacher, setup.make_criterion(), device=setup.device, verbose=False)
     with setup.teacher_images(teacher).before(teacher):
-        return _Trial("teacher", _training(setup, task, setup.config.optim.teacher_epochs), *_lengths(setup, True))
+        training = _training(setup, task, setup.config.optim.teacher_epochs, setup.teacher_unused)
+        return _Trial("teacher", training, *_lengths(setup, True))
 
 
 def _try_student(setup: Setup, teacher: nn.Module, arm: Arm) -> _Trial:
     task = setup.make_task(setup.build_student(), teacher, arm).to(setup.device)
-    trial = _Trial(arm.label, _training(setup, task, setup.config.optim.epochs), *_lengths(setup, False))
+    trial = _Trial(
+        arm.label, _training(setup, task, setup.config.optim.epochs, bool(setup.unused)), *_lengths(setup, False)
+    )
     task.close()
     return trial
 
 
-def _training(setup: Setup, task, epochs: int) -> Training:
+def _training(setup: Setup, task, epochs: int, unused: bool) -> Training:
     seed = setup.config.run.seed
     return Training(
         task, setup.source, setup.config, setup.world, epochs=epochs, seed=seed, label="the dry run",
-        unused=bool(setup.unused),
+        unused=unused,
     )  # fmt: skip
 
 
@@ -151,6 +165,8 @@ def _checks(setup: Setup, teacher: nn.Module, chosen_later: bool) -> list[tuple[
 
 def _pairs(setup: Setup, student: nn.Module, teacher: nn.Module, chosen_later: bool) -> str:
     chosen = setup.config.models
+    if not any(arm.weight > 0 for arm in make_arms(setup.config)):
+        return "none; no arm compares maps"
     images = torch.zeros(
         1, setup.source.in_chans, setup.source.image_size, setup.source.image_size, device=setup.device
     )
@@ -205,11 +221,20 @@ def _disk(setup: Setup, student: nn.Module) -> str:
 def _test_seconds(setup: Setup) -> float:
     """Of one pass of the student over this process's test images, from a few batches."""
     loader = setup.source.make_test_loader(setup.world)
-    batches = list(itertools.islice(iter(loader), _TEST_BATCHES))
-    model = setup.build_student()
-    began = time.perf_counter()
-    evaluate(model, batches, setup.world, autocast(setup.config.engine.amp, setup.device))
-    return (time.perf_counter() - began) * len(loader) / max(len(batches), 1)
+    batches, model = iter(loader), setup.build_student()
+
+    def seconds(count: int) -> float:
+        """Of reading and testing the next batches."""
+        began = time.perf_counter()
+        precision = autocast(setup.config.engine.amp, setup.device)
+        evaluate(model, itertools.islice(batches, count), setup.world, precision)
+        return time.perf_counter() - began
+
+    # Loader processes bring as many batches at a time as there are of them, the first ones after they have started.
+    at_once = max(1, setup.config.data.workers)
+    counted = max(_TEST_BATCHES, 2 * at_once)
+    begin, then = seconds(at_once), seconds(counted)
+    return begin + then if len(loader) <= at_once + counted else then * len(loader) / counted
 
 
 def _table(trials: list[_Trial]) -> Table:
@@ -222,6 +247,15 @@ def _table(trials: list[_Trial]) -> Table:
     table.add_row("step", *(f"{1000 * trial.step_seconds:.1f}" for trial in trials), style="bold")
     table.add_row("images/s", *(f"{trial.images_per_second:.3g}" for trial in trials), style="bold")
     return table
+
+
+def _short_epoch(trials: list[_Trial]) -> list[str]:
+    """A sentence if an epoch has fewer updates than steps were wanted; it has as many in every training."""
+    found = min(trial.steps for trial in trials)
+    if found >= STEPS:
+        return []
+    updates, steps = ("update", "step was") if found == 1 else ("updates", "steps were")
+    return [f"an epoch has only {found} {updates}, so {found} {steps} taken in place of {STEPS}"]
 
 
 def _projection(setup: Setup, trials: list[_Trial], test_seconds: float) -> list[str]:

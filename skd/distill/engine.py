@@ -27,6 +27,9 @@ PARTS = {"train_loss": "loss", "train_ce": "ce_loss", "train_kd": "kd_loss", "tr
 COST_STEPS = 25
 """Every how many steps one is taken apart into its costs."""
 
+STOP_SECONDS = 1.0
+"""How often several processes ask each other whether one was told to stop: torchrun kills them after half a minute."""
+
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -41,6 +44,7 @@ class EpochResult:
     test_ce: float
     test_top1: float
     test_correct: int
+    test_images: int
     ema_top1: float | None
     bad_steps: int
     images_per_second: float
@@ -160,7 +164,8 @@ class Training:
         self.task.train()
         batches = self.train_loader.epoch(self.seed, 0)
         seconds = []
-        for _ in range(min(steps, self.updates_in_epoch)):
+        steps = min(steps, self.updates_in_epoch)
+        for _ in range(steps):
             began = time.perf_counter()
             with self.costs.step(measured=len(seconds) >= steps // 4):
                 self._update(batches)
@@ -191,8 +196,10 @@ class Training:
         """Go on from there."""
         self.epoch, self.step, self.images = state["epoch"], state["step"], state["images"]
         self.seconds = state["seconds"]
+        # Of the first process, and so for the rest of the epoch the means of several are a little off.
         self._losses.copy_(state["losses"])
         self._bad.copy_(state["bad"])
+        self._bad[1:] = 0  # who goes on has mended what was wrong
         self.results = [EpochResult(**result) for result in state["results"]]
         self.costs.load_state_dict(state["costs"])
         self.updates.load_state_dict(state["updates"])
@@ -203,17 +210,19 @@ class Training:
     def _train_epoch(self, watcher: Watcher) -> None:
         self.task.train()
         self._images_before, self._began = self.images, time.perf_counter()
+        self._asked = self._ask_at = self.step
+        self._asked_when = self._began
         first = self.step * self.config.optim.accumulate
+        middle = min(COST_STEPS, self.updates_in_epoch) // 2
         batches = self.train_loader.epoch(self.seed, self.epoch, start=first)
         try:
             while self.step < self.updates_in_epoch:
-                with self.costs.step(measured=self.step % COST_STEPS == COST_STEPS // 2):
+                with self.costs.step(measured=self.step % COST_STEPS == middle):
                     self._update(batches)
                 watcher.stepped()
                 if self.step % self.config.engine.log_interval == 0:
                     self._read(watcher)
-                elif self.world.size == 1 and watcher.stop.signum:
-                    self._stop(watcher)
+                self._stop_if_asked(watcher)
                 watcher.save_if_due()
         finally:
             close = getattr(batches, "close", None)
@@ -261,20 +270,33 @@ class Training:
         return torch.stack([parts.get(key, nothing).detach().double() for key in PARTS.values()])
 
     def _read(self, watcher: Watcher) -> None:
-        """Wait for the device, and for the other processes: what is wrong, and whether to stop, all see at once."""
+        """Wait for the device, and for the other processes: what is wrong, all see at once."""
         self._check_bad()
         self._share_bad_images()
         means = self._means()
         elapsed = max(time.perf_counter() - self._began, 1e-9)
         watcher.read(means, (self.images - self._images_before) / elapsed)
-        stop = torch.tensor(watcher.stop.signum, device=self.world.device)
-        signum = int(self.world.largest(stop)) if self.world.size > 1 else watcher.stop.signum
-        if signum:
-            self._stop(watcher, signum)
+
+    def _stop_if_asked(self, watcher: Watcher) -> None:
+        """At the next step; several processes stop at the same one, and ask each other about once in a second."""
+        if self.world.size == 1:
+            if watcher.stop.signum:
+                self._stop(watcher, watcher.stop.signum)
+        elif self.step > self._ask_at:
+            now = time.perf_counter()
+            step_seconds = (now - self._asked_when) / (self.step - self._asked)
+            signum, step_seconds = self.world.largest_of([float(watcher.stop.signum), step_seconds])
+            if signum:
+                self._stop(watcher, int(signum))
+            steps = int(STOP_SECONDS / max(step_seconds, 1e-9))
+            self._asked, self._asked_when = self.step, now
+            self._ask_at = self.step - 1 + min(max(steps, 1), self.config.engine.log_interval)
 
     def _means(self) -> dict[str, float]:
-        good = max(self.step - int(self._bad[0]), 1)
-        return {name: total / good for name, total in zip(PARTS, self._losses.tolist(), strict=True)}
+        """Over the images of all processes."""
+        good = max(self.step - int(self._bad[0]), 1) * self.world.size
+        totals = self.world.total(self._losses.clone()).tolist()
+        return {name: total / good for name, total in zip(PARTS, totals, strict=True)}
 
     def _check_bad(self) -> None:
         allowed, longest = self.config.engine.max_bad_steps, int(self._bad[2])
@@ -286,7 +308,8 @@ class Training:
         what = " and ".join(names) or "the gradient"
         raise DistillError(
             f"the training of {self.label}, epoch {self.epoch + 1}, stopped because {what} became infinite or NaN in "
-            f"{longest} updates in a row, which were skipped; give a smaller --lr, or check the images"
+            f"{longest} updates in a row, which were skipped; start again with a smaller --lr, or mend the images and "
+            "--resume"
         )
 
     def _share_bad_images(self) -> None:
@@ -295,10 +318,10 @@ class Training:
         for found in self.world.gathered(dict(bad_images.found)):
             bad_images.add(found)
 
-    def _stop(self, watcher: Watcher, signum: int | None = None) -> None:
+    def _stop(self, watcher: Watcher, signum: int) -> None:
         self._keep_time()
         watcher.save()
-        raise Stopped(signum or watcher.stop.signum)
+        raise Stopped(signum)
 
     def _give_up(self, error: RuntimeError, watcher: Watcher) -> None:
         """What another process did to this one is no defect; any other error is raised again."""
@@ -323,7 +346,7 @@ class Training:
     def _end_epoch(self, watcher: Watcher) -> None:
         training_seconds = self.seconds + time.perf_counter() - self._began
         lr = self._rate_of_epoch()
-        test, average = self._test(), self._test_average()
+        test, average = self._test(watcher), self._test_average(watcher)
         self._share_bad_images()
         self._keep_time()
         result = EpochResult(
@@ -333,6 +356,7 @@ class Training:
             test_ce=test.ce,
             test_top1=test.top1,
             test_correct=test.correct,
+            test_images=test.images,
             ema_top1=None if average is None else average.top1,
             bad_steps=int(self._bad[0]),
             images_per_second=self.images / max(training_seconds, 1e-9),
@@ -352,11 +376,24 @@ class Training:
         self.updates.begin(self.epoch, 0)
         return self.updates.lr
 
-    def _test(self) -> TestResult:
-        model = self.task.get_eval_model()
+    def _test(self, watcher: Watcher, *, average: bool = False) -> TestResult:
+        model = self.task.get_eval_model(ema=average)
         if self.world.size > 1:
             self._average_batch_norms(model)
-        return evaluate(model, self.test_loader, self.world, self.updates.autocast())
+        return evaluate(model, self._test_batches(watcher), self.world, self.updates.autocast())
+
+    def _test_batches(self, watcher: Watcher) -> Iterator[tuple[Tensor, Tensor]]:
+        """A test may take minutes, and who asked the run to stop may not wait for so long."""
+        saved = False
+        for batch in self.test_loader:
+            if watcher.stop.signum and self.world.size == 1:
+                self._stop(watcher, watcher.stop.signum)
+            if watcher.stop.signum and not saved:
+                # The others may not know of it, and stop with this one after the test.
+                self._keep_time()
+                watcher.save()
+                saved = True
+            yield batch
 
     def _average_batch_norms(self, model: nn.Module) -> None:
         """All or none: a checkpoint is written if a process is lost meanwhile."""
@@ -368,7 +405,5 @@ class Training:
                 buffer.copy_(before[name])
             raise
 
-    def _test_average(self) -> TestResult | None:
-        if not self.task.has_ema():
-            return None
-        return evaluate(self.task.get_eval_model(ema=True), self.test_loader, self.world, self.updates.autocast())
+    def _test_average(self, watcher: Watcher) -> TestResult | None:
+        return self._test(watcher, average=True) if self.task.has_ema() else None

@@ -72,10 +72,10 @@ def run(config: DistillConfig, console: Console | None = None) -> int:
             ) from error
         if error.errno not in _DISK_ERRORS:
             raise
-        where = folder.path if folder is not None else config.run.out
+        kept = folder is not None and Checkpoints(folder.path).exist()
+        done = f"go on with --resume {folder.path}" if kept else "start again"
         raise DistillError(
-            f"a file could not be written ({error}); make room or mend the permissions, then go on with --resume "
-            f"{where}"
+            f"a file could not be read or written ({error}); make room or mend the permissions, then {done}"
         ) from error
     except RuntimeError as error:
         # Within a training, its state has been saved and the sentence says which.
@@ -171,14 +171,17 @@ class Experiment:
         if not self.setup.trains_teacher:
             loader = self.setup.source.make_test_loader(self.world)
             test = evaluate(teacher, loader, self.world, autocast(self.config.engine.amp, self.world.device))
-            result = self._arm_result(TEACHER, TEACHER, teacher, [test.correct], [0.0])
+            result = self._arm_result(TEACHER, TEACHER, teacher, [test.correct], [test.images], [0.0])
         else:
             entry = self.ledger.entries.get((TEACHER, self.config.run.seed))
             if entry is None:
                 entry = self._train_teacher(teacher)
             else:
                 self._reload_teacher(teacher)
-            result = self._arm_result(TEACHER, TEACHER, teacher, [entry.results[-1].test_correct], [entry.seconds])
+            last = entry.results[-1]
+            result = self._arm_result(
+                TEACHER, TEACHER, teacher, [last.test_correct], [last.test_images], [entry.seconds]
+            )
         self._say(f"teacher: {result.mean:.2f}% of the test images")
         return result
 
@@ -228,7 +231,7 @@ class Experiment:
             epochs=self.config.optim.teacher_epochs if name == TEACHER else self.config.optim.epochs,
             seed=seed,
             label=f'"{label}"',
-            unused=bool(self.setup.unused),
+            unused=self.setup.teacher_unused if name == TEACHER else bool(self.setup.unused),
         )
         self.ledger.go_on(training, name, seed)
         if self.loggers is not None:
@@ -296,18 +299,19 @@ class Experiment:
 
     def _students_of(self, arm: Arm) -> report.ArmResult:
         entries = [self.ledger.entries[arm.name, seed] for seed in self._seeds()]
-        correct = [entry.results[-1].test_correct for entry in entries]
-        student = self.setup.student.build()
-        result = self._arm_result(arm.name, arm.label, student, correct, [entry.seconds for entry in entries])
-        averages = tuple(entry.results[-1].ema_top1 for entry in entries)
+        lasts = [entry.results[-1] for entry in entries]
+        correct, images = [last.test_correct for last in lasts], [last.test_images for last in lasts]
+        student, seconds = self.setup.student.build(), [entry.seconds for entry in entries]
+        result = self._arm_result(arm.name, arm.label, student, correct, images, seconds)
+        averages = tuple(last.ema_top1 for last in lasts)
         return result if None in averages else replace(result, ema_top1=averages)
 
-    def _arm_result(self, name, label, model: nn.Module, correct, seconds) -> report.ArmResult:
+    def _arm_result(self, name, label, model: nn.Module, correct, images, seconds) -> report.ArmResult:
         return report.ArmResult(
             name=name,
             label=label,
             correct=tuple(correct),
-            test_images=self.setup.source.test_images,
+            test_images=tuple(images),
             parameters=_count_parameters(model),
             seconds=tuple(seconds),
         )

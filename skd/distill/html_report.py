@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skd.analysis.layers_file import LAYERS_FILE
 from skd.distill.html_page import bars, bullets, code, note, page, pairs, picture, section, table
-from skd.distill.report import spread
+from skd.distill.report import recognised, spread
 from skd.files import replacing
 
 REPORT_FILE = "report.html"
@@ -96,8 +96,7 @@ def _accuracy(summary: Mapping, metrics: Sequence[dict]) -> str:
     ]
     rows = []
     for name, arm in arms.items():
-        correct = f"{statistics.fmean(arm['test_correct']):.1f}".removesuffix(".0")
-        images = f"{correct} of {summary['data']['test_images']}"
+        images = recognised(arm["test_correct"], arm["test_images"])
         seconds = _duration(sum(arm["seconds"]))
         average = spread(averages.get(name, ()))
         rows.append([arm["label"], spread(arm["test_top1"]), average, images, f"{arm['parameters']:,}", seconds])
@@ -174,8 +173,11 @@ def _skipped(summary: Mapping, labels: Mapping[str, str]) -> str:
     images = summary.get("bad_images") or {}
     if not images:
         return bullets(said)
-    limit = f", of which these are the first {_SHOWN_IMAGES}" if len(images) > _SHOWN_IMAGES else ""
-    said.append(f"Images that could not be read and were replaced by others: {len(images)}{limit}.")
+    limit = f" (the first {_SHOWN_IMAGES} are below)" if len(images) > _SHOWN_IMAGES else ""
+    said.append(
+        f"Images that could not be read: {len(images)}{limit}. In training the next one took the place of each; "
+        "in tests they were left out, and accuracies are percent of the others."
+    )
     return bullets(said) + table(["image", "reason"], list(images.items())[:_SHOWN_IMAGES], numbers=False)
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -26,7 +27,7 @@ class StopRequest:
     """
 
     def __init__(self):
-        self.signum = 0
+        self.signum, self._when = 0, 0.0
         self._before = {}
 
     def __enter__(self) -> "StopRequest":
@@ -39,6 +40,8 @@ class StopRequest:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum and signum == signal.SIGINT:
+        now = time.monotonic()
+        # torchrun passes on the Ctrl-C that the terminal has sent to every process already.
+        if self.signum and signum == signal.SIGINT and now - self._when > 1:
             raise KeyboardInterrupt
-        self.signum = signum
+        self.signum, self._when = signum, now

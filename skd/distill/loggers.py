@@ -3,6 +3,7 @@
 import secrets
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 from skd.distill.config import DistillConfig
@@ -89,6 +90,21 @@ class MetricLoggers:
                 self._proven.add(logger.name)
 
 
+def check_loggers(config: DistillConfig) -> None:
+    """Refuse loggers that :class:`MetricLoggers` would refuse, and open nothing.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        DistillError: as there.
+    """
+    if config.run.tensorboard is not False:
+        _summary_writer(required=config.run.tensorboard is True)
+    if config.run.wandb is not None:
+        _wandb_client(config.run.wandb)
+
+
 class _TensorBoard:
     """Events under ``folder/<arm>-seed<seed>``."""
 
@@ -123,13 +139,7 @@ class _Wandb:
     remedy = "run wandb login, set WANDB_MODE=offline, or leave --wandb out"
 
     def __init__(self, folder: Path, config: DistillConfig, resume: bool):
-        try:
-            import wandb
-        except ImportError as error:
-            raise DistillError(
-                f"--wandb {config.run.wandb} needs Weights & Biases, which is not installed: pip install wandb"
-            ) from error
-        self._wandb, self._folder, self._config = wandb, folder, config
+        self._wandb, self._folder, self._config = _wandb_client(config.run.wandb), folder, config
         self._token = _token(folder / WANDB_FILE, resume)
         self._run = None
 
@@ -170,6 +180,17 @@ def _summary_writer(required: bool) -> type | None:
             f"TensorBoard is installed but broken ({_first_line(error)}); {_TensorBoard.remedy}"
         ) from error
     return SummaryWriter
+
+
+def _wandb_client(project: str) -> ModuleType:
+    """The module of Weights & Biases."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise DistillError(
+            f"--wandb {project} needs Weights & Biases, which is not installed: pip install wandb"
+        ) from error
+    return wandb
 
 
 def _token(file: Path, resume: bool) -> str:

@@ -92,7 +92,7 @@ def build_pretrained(spec: ModelSpec, role: str = "teacher", instead: str | None
     if cfg.num_classes != wanted:
         raise DistillError(
             f"timm's weights for {role} {spec.name} know {cfg.num_classes} classes, the data has {wanted}; "
-            f"give --{role}-checkpoint FILE with {wanted} classes, or --train-{role} to train it on the data"
+            f"give weights for {wanted} classes as {instead}"
         )
     try:
         return timm.create_model(spec.name, pretrained=True, **spec.kwargs)

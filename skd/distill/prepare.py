@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from timm.data import resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
-from torch import nn
+from timm.task import ClassificationTask, TrainingTask
+from torch import Tensor, nn
 
 from skd.distill import digits, gratings, images, layer_choice, models
 from skd.distill.arms import Arm, make_arms
@@ -17,6 +18,7 @@ from skd.distill.config import DistillConfig, fill_defaults
 from skd.distill.data import DataSource
 from skd.distill.distributed import World, join, leave
 from skd.distill.errors import DistillError
+from skd.distill.loggers import check_loggers
 from skd.distill.models import ModelSpec
 from skd.distill.task import SpectralDistillationTask
 from skd.distill.teacher_images import TeacherImages
@@ -33,7 +35,8 @@ class Setup:
     (But for the layers of ``--layers auto``, which are known when the teacher is ready.)
 
     Attributes:
-        unused: parameters of the student that get no gradient from the last arm's loss.
+        unused: parameters of the student that get no gradient from the loss of some arm.
+        teacher_unused: whether a teacher that is trained here has such parameters.
     """
 
     config: DistillConfig
@@ -42,6 +45,7 @@ class Setup:
     student: ModelSpec
     world: World
     unused: tuple[str, ...] = field(default=())
+    teacher_unused: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +136,8 @@ def prepare(config: DistillConfig, world: World | None = None, *, for_training: 
         return setup
     setup.source.make_train_loader(world)  # refuses fewer images than one batch
     setup = replace(setup, config=_with_layers(setup))
-    return replace(setup, unused=_try_out(setup))
+    unused, teacher_unused = _try_out(setup)
+    return replace(setup, unused=unused, teacher_unused=teacher_unused)
 
 
 @contextmanager
@@ -149,12 +154,29 @@ def prepared(config: DistillConfig, console: Console | None = None) -> Iterator[
     world = join(find_device(config.run.device))
     threads = torch.get_num_threads()
     try:
-        setup = prepare(config, world)
+        setup = _prepare_together(config, world)
         torch.set_num_threads(setup.config.run.threads or threads)
         yield setup, (console or Console()) if world.is_main else Console(file=io.StringIO())
     finally:
         torch.set_num_threads(threads)
         leave(world)
+
+
+def _prepare_together(config: DistillConfig, world: World) -> Setup:
+    """What is wrong in any process ends all of them, and one says it."""
+    setup, problem = None, None
+    try:
+        if world.is_main:  # the process that writes
+            check_loggers(config)
+        setup = prepare(config, world)
+    except DistillError as error:
+        problem = str(error)
+    problems = [found for found in world.gathered(problem) if found is not None]
+    if problems and not world.is_main:
+        raise SystemExit(2)
+    if problems:
+        raise DistillError(problems[0])
+    return setup
 
 
 def find_device(name: str) -> torch.device:
@@ -212,11 +234,11 @@ def _with_layers(setup: Setup) -> DistillConfig:
     return config.replace(models={"student_layers": pairs[0], "teacher_layers": pairs[1]})
 
 
-def _try_out(setup: Setup) -> tuple[str, ...]:
-    """One step over two random images, so that what cannot work is told before hours of training.
+def _try_out(setup: Setup) -> tuple[tuple[str, ...], bool]:
+    """A step of every training over two random images, so that what cannot work is told before hours of training.
 
     Returns:
-        The names of the student's parameters that get no gradient.
+        The names of the student's parameters that get no gradient in some arm, and whether the teacher has such.
     """
     size = setup.source.image_size
     inputs = torch.randn(2, setup.source.in_chans, size, size)
@@ -230,16 +252,30 @@ def _try_out(setup: Setup) -> tuple[str, ...]:
             # Any of the choices that may come out is as good as another once the maps are of one size.
             layer_choice.check_auto(setup.source, student, teacher)
             setup = setup.with_layers(*models.default_layer_pairs(student, teacher))
-        arm = make_arms(setup.config)[-1]
-        task = setup.make_task(student, teacher, arm)
-        optimizer = make_optimizer(task, setup.config.optim)
-        task.eval()(inputs, target)["loss"].backward()
-        if not arm.uses_teacher:  # but it is tested, and perhaps trained
+        seen = nn.Sequential(setup.teacher_images(teacher), teacher)
+        teacher_unused = ()
+        if setup.trains_teacher:
+            task = ClassificationTask(seen, setup.make_criterion(), verbose=False)
+            teacher_unused = _unused_by(task, teacher, setup, inputs, target)
+        else:  # it is tested, whether an arm uses it or not
             with torch.no_grad():
-                teacher.float()(setup.teacher_images(teacher)(inputs))
+                seen(inputs)
+        unused = {}
+        for arm in make_arms(setup.config):
+            task = setup.make_task(student, teacher, arm)
+            unused.update(dict.fromkeys(_unused_by(task, student, setup, inputs, target)))
+            task.close()
     except DistillError:
         raise
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise DistillError(f"teacher and student do not go together: {error}") from error
-    del optimizer
-    return tuple(name for name, p in student.named_parameters() if p.requires_grad and p.grad is None)
+    return tuple(unused), bool(teacher_unused)
+
+
+def _unused_by(task: TrainingTask, model: nn.Module, setup: Setup, images: Tensor, target: Tensor) -> list[str]:
+    """The parameters of the model that get no gradient in a task."""
+    make_optimizer(task, setup.config.optim)
+    task.eval()(images, target)["loss"].backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    model.zero_grad()
+    return unused

@@ -15,24 +15,24 @@ class ArmResult:
     Attributes:
         name, label: of the arm, for files and for people.
         correct: test images recognised, per seed.
-        test_images: how many there are.
+        test_images: how many could be read and were tested, per seed.
         parameters: of the trained model.
         seconds: training and testing, per seed.
-        ema_top1: percent of the test images that the averaged weights recognise, per seed; empty without an average.
+        ema_top1: percent of those images that the averaged weights recognise, per seed; empty without an average.
     """
 
     name: str
     label: str
     correct: tuple[int, ...]
-    test_images: int
+    test_images: tuple[int, ...]
     parameters: int
     seconds: tuple[float, ...]
     ema_top1: tuple[float, ...] = ()
 
     @property
     def top1(self) -> list[float]:
-        """Percent of the test images, per seed."""
-        return [100 * correct / self.test_images for correct in self.correct]
+        """Percent of the images that were tested, per seed."""
+        return [100 * correct / max(n, 1) for correct, n in zip(self.correct, self.test_images, strict=True)]
 
     @property
     def mean(self) -> float:
@@ -50,6 +50,7 @@ class ArmResult:
             "test_top1_deviation": self.deviation,
             "test_top1": self.top1,
             "test_correct": list(self.correct),
+            "test_images": list(self.test_images),
             "parameters": self.parameters,
             "seconds": list(self.seconds),
             "ema_top1": list(self.ema_top1),
@@ -60,14 +61,16 @@ def noise(a: ArmResult, b: ArmResult) -> float:
     """Two standard errors of the difference of two arms' mean top-1, in points.
 
     Two sources add up: the test images are a sample (binomial, p (1 - p) / images for each arm; not smaller for more
-    seeds, as all are tested on the same images), and the seeds are a sample (variance / seeds). That both arms see the
-    same images makes the true error smaller; the figure is on the careful side. One seed cannot tell its own part.
+    seeds, as all are tested on the same images; if not all of them could be read every time, the fewest count), and
+    the seeds are a sample (variance / seeds). That both arms see the same images makes the true error smaller; the
+    figure is on the careful side. One seed cannot tell its own part.
     """
     variance = 0.0
     for arm in (a, b):
+        images = _fewest(arm)
         # Half an image either way keeps a perfect score from having no error at all.
-        p = min(max(arm.mean / 100, 0.5 / arm.test_images), 1 - 0.5 / arm.test_images)
-        variance += 100**2 * p * (1 - p) / arm.test_images
+        p = min(max(arm.mean / 100, 0.5 / images), 1 - 0.5 / images)
+        variance += 100**2 * p * (1 - p) / images
         if arm.deviation is not None:
             variance += arm.deviation**2 / len(arm.correct)
     return STANDARD_ERRORS * math.sqrt(variance)
@@ -82,8 +85,9 @@ def conclusions(teacher: ArmResult, students: Sequence[ArmResult], *, task: str,
         task: "digits" and "gratings" are called demonstrations.
         quick: whether the run was too short to compare anything.
     """
-    images = students[0].test_images
-    one = 100 / images
+    counts = [n for arm in (teacher, *students) for n in arm.test_images]
+    images = min(counts)
+    one = 100 / max(images, 1)
     sentences = []
     if quick:
         sentences.append(
@@ -100,7 +104,12 @@ def conclusions(teacher: ArmResult, students: Sequence[ArmResult], *, task: str,
             "it cannot tell which loss is better on real photographs."
         )
     else:
-        sentences.append(f"The test set has {images} images; one image is {one:.2g} points.")
+        sentences.append(f"The models were tested on {images} images; one image is {one:.2g} points.")
+    if min(counts) != max(counts):
+        sentences.append(
+            f"Some test images could be read at one time and not at another: a test was on {min(counts)} to "
+            f"{max(counts)} of them, which alone can make a difference."
+        )
     if quick:
         return sentences
     pairs = [(arm, base) for base, arm in zip(students, students[1:], strict=False)]
@@ -121,14 +130,17 @@ def conclusions(teacher: ArmResult, students: Sequence[ArmResult], *, task: str,
 def _comparison(arm: ArmResult, base: ArmResult) -> str:
     difference = arm.mean - base.mean
     limit = noise(arm, base)
-    text = (
-        f'"{arm.label}" against "{base.label}": {_points(difference)} ({_images(difference * arm.test_images / 100)})'
-    )
+    text = f'"{arm.label}" against "{base.label}": {_points(difference)} ({_images(difference * _fewest(arm) / 100)})'
     if abs(difference) <= limit:
         return f"{text}, within the noise of {limit:.2f} points (two standard errors): no difference is shown."
     seeds = len(arm.correct)
     over = "one seed" if seeds == 1 else f"{seeds} seeds"
     return f"{text}, more than the noise of {limit:.2f} points (two standard errors), for these images and {over}."
+
+
+def _fewest(arm: ArmResult) -> int:
+    """Images any seed was tested on; 1 if none could be read, so that nothing is divided by 0."""
+    return max(min(arm.test_images), 1)
 
 
 def _points(difference: float) -> str:
@@ -155,16 +167,20 @@ def print_table(console, results: Sequence[ArmResult], title: str) -> None:
     for column in ("test top-1 (%)", *(["averaged (%)"] if averaged else []), "images", "parameters", "seconds"):
         table.add_column(column, justify="right")
     for result in results:
-        correct = f"{statistics.fmean(result.correct):.1f}".removesuffix(".0")
         table.add_row(
             result.label,
             spread(result.top1),
             *([spread(result.ema_top1)] if averaged else []),
-            f"{correct} of {result.test_images}",
+            recognised(result.correct, result.test_images),
             f"{result.parameters:,}",
             f"{sum(result.seconds):.1f}",
         )
     console.print(table)
+
+
+def recognised(correct: Sequence[int], images: Sequence[int]) -> str:
+    """How many of how many test images, means over the seeds."""
+    return " of ".join(f"{statistics.fmean(counts):.1f}".removesuffix(".0") for counts in (correct, images))
 
 
 def spread(values: Sequence[float]) -> str:

@@ -14,7 +14,8 @@ _CONFIG = "config.yaml"
 _FREE = {
     "run": {"out", "resume", "checkpoint_minutes", "dry_run", "tensorboard", "wandb", "device", "threads"},
     "engine": {"nproc", "log_interval", "max_bad_steps"},
-    "data": {"workers", "max_bad_images", "batch_size"},  # the images of all processes count
+    # The images of all processes count; their folder may have been moved.
+    "data": {"data", "workers", "max_bad_images", "batch_size"},
 }
 
 

@@ -1,6 +1,7 @@
 """The files of a run: each is whole or absent, whenever the run is interrupted."""
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from skd.distill.errors import DistillError
 from skd.files import TEMPORARY, replacing
+
+_RUNS = Path("runs")
 
 
 class RunFolder:
@@ -27,9 +30,9 @@ class RunFolder:
         try:
             self.path = _new_folder(task) if path is None else _claim(path, used)
         except OSError as error:
-            raise DistillError(f"the output folder cannot be made: {error}") from error
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise DistillError(f"there is no permission to write to {self.path}; give another --out")
+            raise _cannot_be_made(error) from error
+        if not _may_write(self.path):
+            raise _no_permission(self.path)
         self._remove_temporary()  # of a run that was killed
 
     def __truediv__(self, name: str) -> Path:
@@ -54,12 +57,13 @@ class RunFolder:
             writer.writerows(rows)
 
     def write_safetensors(self, name: str, state: dict) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         # Copies, because safetensors refuses tensors that share memory, such as tied weights.
         tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+        content = save(tensors, metadata={"format": "pt"})
         with replacing(self / name) as file:
-            save_file(tensors, file, metadata={"format": "pt"})
+            file.write_bytes(content)  # safetensors' own writer has no OSError for a full disk
 
     def tidy(self) -> None:
         """Remove what an interruption at the worst moment may leave: temporary files, and a folder without results."""
@@ -72,7 +76,30 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
 
 
+def check_out(path: Path | None) -> None:
+    """Refuse a folder that :class:`RunFolder` would refuse for a new run, and make nothing.
+
+    Args:
+        path: as there.
+
+    Raises:
+        DistillError: as there, in the same sentences.
+    """
+    try:
+        if path is not None:
+            _check_free(path, used=False)
+        _check_can_be_made(path or _RUNS)
+    except OSError as error:
+        raise _cannot_be_made(error) from error
+
+
 def _claim(path: Path, used: bool) -> Path:
+    _check_free(path, used)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _check_free(path: Path, used: bool) -> None:
     if not used and path.is_dir() and any(path.iterdir()):
         raise DistillError(
             f"--out {path} is not empty; give a new folder, so that no earlier run is overwritten, or --resume auto "
@@ -80,17 +107,43 @@ def _claim(path: Path, used: bool) -> Path:
         )
     if path.exists() and not path.is_dir():
         raise DistillError(f"--out {path} is a file; give a new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+
+
+def _check_can_be_made(path: Path) -> None:
+    """Raise what making the folder and those above it would, and refuse one that is there and cannot be written to."""
+    first, above = None, path
+    while not above.exists():
+        if above.is_symlink():  # to nothing
+            raise _error(errno.EEXIST, above)
+        first, above = above, above.parent
+    if not above.is_dir():
+        raise _error(errno.EEXIST if first is None else errno.ENOTDIR, path)
+    if not _may_write(above):
+        raise _no_permission(path) if first is None else _error(errno.EACCES, first)
+
+
+def _may_write(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _error(number: int, path: Path) -> OSError:
+    return OSError(number, os.strerror(number), str(path))
+
+
+def _cannot_be_made(error: OSError) -> DistillError:
+    return DistillError(f"the output folder cannot be made: {error}")
+
+
+def _no_permission(path: Path) -> DistillError:
+    return DistillError(f"there is no permission to write to {path}; give another --out")
 
 
 def _new_folder(task: str) -> Path:
-    runs = Path("runs")
-    runs.mkdir(exist_ok=True)
+    _RUNS.mkdir(exist_ok=True)
     stem = f"{task}-{datetime.now():%Y%m%d-%H%M%S}"
     attempt = 1
     while True:
-        path = runs / (stem if attempt == 1 else f"{stem}-{attempt}")
+        path = _RUNS / (stem if attempt == 1 else f"{stem}-{attempt}")
         try:
             path.mkdir()
             return path

@@ -14,6 +14,8 @@ from skd.distill.errors import DistillError
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+SCALINGS = 24
+"""How often in a row a gradient may overflow in float16: from torch's first scale of 2^16 that leads to 2^-8."""
 
 _REFUSALS = (ValueError, TypeError, AssertionError, KeyError, ModuleNotFoundError)
 """What timm's optimizers raise for options they do not take."""
@@ -61,6 +63,7 @@ class Updates:
         )
         self.scaler = torch.amp.GradScaler(world.device.type) if engine.amp == "fp16" else None
         self._skips_on_device = getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        self._overflows = torch.zeros((), dtype=torch.int64, device=world.device)  # in a row
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
@@ -91,14 +94,12 @@ class Updates:
             bad: [] bool, whether a loss of this process was not finite.
 
         Returns:
-            [] bool, whether it is bad: a loss or, but for float16, the gradient is not finite. (In float16 a gradient
-            that overflows is the ordinary way to find the scale; the scaler skips it and nothing is wrong.)
+            [] bool, whether it is bad: a loss or the gradient is not finite. (In float16 a gradient that overflows is
+            the ordinary way to find the scale; the scaler skips it, and nothing is wrong before
+            :data:`SCALINGS` of them in a row.)
         """
         if self.scaler is not None:
-            bad = self.world.largest(bad.int()) > 0
-            self._clip_scaled()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            bad = self._step_scaled(self.world.largest(bad.int()) > 0)
         else:
             norm = self._norm()
             bad = self.world.largest((bad | ~norm.isfinite()).int()) > 0
@@ -108,10 +109,16 @@ class Updates:
             self.task.update_ema()
         return bad
 
-    def _clip_scaled(self) -> None:
-        if self.optim.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            self._norm()
+    def _step_scaled(self, bad: Tensor) -> Tensor:
+        # The scaler skips what is not finite, without the host; so a bad loss is made to look like it.
+        gradient = next(p.grad for p in self._parameters if p.grad is not None)
+        gradient += torch.where(bad, torch.nan, 0.0)
+        self.scaler.unscale_(self.optimizer)
+        overflows = ~self._norm().isfinite()
+        self._overflows = (self._overflows + 1) * overflows
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return bad | (self._overflows > SCALINGS)
 
     def _norm(self) -> Tensor:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -131,12 +138,14 @@ class Updates:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "overflows": self._overflows.cpu(),
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
+        self._overflows.copy_(state["overflows"])
 
 
 def autocast(amp: str, device: torch.device) -> AbstractContextManager:
