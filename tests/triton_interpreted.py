@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import BF16, F16, F32, F64, Case, constant_difference, matrix
 from skd.kernels import scale_gradients, spectral_align
-from test_spectral_align import MATCHES, assert_close_to_float64
+from test_spectral_align import assert_close_to_float64
 
 from skd.ops.spectral_align import numbers_in_mean, row_weight
 from skd.ops.stored_gradients import stored_dtype, stored_scale
@@ -37,8 +37,13 @@ def run_one(case, match):
     return student.detach(), teacher, layer, out[0]
 
 
-@pytest.mark.parametrize("match", MATCHES)
-@pytest.mark.parametrize("case", [c for c in matrix() if F64 not in (c.student_dtype, c.teacher_dtype)], ids=str)
+WHOLE = [c for c in matrix() if F64 not in (c.student_dtype, c.teacher_dtype)]
+
+
+# "mse" differs in what a number counts only, and takes every second case: the interpreter is slow.
+@pytest.mark.parametrize(
+    ("match", "case"), [*(("complex", c) for c in WHOLE), *(("mse", c) for c in WHOLE[::2])], ids=str
+)
 def test_loss_and_gradient_are_those_of_float64(case, match):
     student, teacher, layer, loss = run_one(case, match)
     if case.student_dtype != F32:  # the same without the last rounding, which is then checked by itself

@@ -10,6 +10,7 @@ import torch
 from timm.task import TrainingTask
 from timm.utils import distribute_bn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from skd.distill.config import DistillConfig
 from skd.distill.costs import CostMeter
@@ -378,6 +379,8 @@ class Training:
 
     def _test(self, watcher: Watcher, *, average: bool = False) -> TestResult:
         model = self.task.get_eval_model(ema=average)
+        if isinstance(model, DistributedDataParallel):
+            model = model.module  # processes may have different numbers of test batches
         if self.world.size > 1:
             self._average_batch_norms(model)
         return evaluate(model, self._test_batches(watcher), self.world, self.updates.autocast())
