@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ for name in ("timm", "sklearn", "matplotlib", "rich", "yaml", "safetensors"):
     pytest.importorskip(name, reason="the trainer needs it (extra 'train')")
 if not torch.distributed.is_available():
     pytest.skip("this PyTorch has no torch.distributed", allow_module_level=True)
+
+from waiting import wait_for_file  # noqa: E402
 
 from skd.distill.checkpoint import Checkpoints  # noqa: E402
 
@@ -159,9 +160,7 @@ def test_a_lost_process_ends_the_others_with_a_checkpoint(tmp_path):
     out = tmp_path / "run"
     command = ["-m", "skd", "distill", "--out", str(out), "--epochs", "300", "--tensorboard", "False"]
     main, other = processes = start(command, 2)
-    deadline = time.monotonic() + 180
-    while not (out / "metrics.csv").exists() and main.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for_file(out / "metrics.csv", main, 180)
     other.kill()
     (code, _, errors), _ = finish(processes)
     assert code == 2, errors
@@ -194,9 +193,7 @@ def test_a_signal_to_nproc_saves_and_ends_all_processes(tmp_path):
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
-        while not (out / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for_file(out / "metrics.csv", process, 120)
         process.send_signal(signum)
         _, errors = process.communicate(timeout=25)
         assert process.returncode == 128 + signum, errors

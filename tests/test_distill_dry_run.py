@@ -28,7 +28,7 @@ from skd.distill.distributed import World  # noqa: E402
 from skd.distill.errors import DistillError  # noqa: E402
 from skd.distill.experiment import run as train  # noqa: E402
 
-SUFFIX = {"milliseconds": 1e-3, "seconds": 1, "minutes": 60, "hours": 3600}
+SUFFIX = {"seconds": 1, "minutes": 60}
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ for name in ("timm", "sklearn", "matplotlib", "rich", "yaml", "safetensors"):
     pytest.importorskip(name, reason="the trainer needs it (extra 'train')")
 
 from rich.console import Console  # noqa: E402
+from waiting import wait_for_file  # noqa: E402
 
 from skd.distill import checkpoint, experiment  # noqa: E402
 from skd.distill.checkpoint import Checkpoints  # noqa: E402
@@ -315,9 +315,7 @@ def test_a_signal_saves_and_ends_cleanly(tmp_path, signum, status):
     command = [sys.executable, "-m", "skd", "distill", "--out", str(out), "--epochs", "500", "--tensorboard", "False"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 120
-        while not (out / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for_file(out / "metrics.csv", process, 120)
         process.send_signal(signum)
         output, errors = process.communicate(timeout=60)
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from skd.distill.errors import DistillError
+from skd.distill.errors import DistillError, first_line
 from skd.files import replacing
 
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
@@ -52,8 +52,8 @@ class Checkpoints:
             else:
                 rest, then = "none is kept", "start again"
             raise DistillError(
-                f"the checkpoint {self.latest} could not be written ({_reason(error)}); {rest}: make room or mend the "
-                f"permissions, then {then}"
+                f"the checkpoint {self.latest} could not be written ({first_line(error)}); {rest}: make room or mend "
+                f"the permissions, then {then}"
             ) from error
 
     def load(self) -> tuple[dict, str]:
@@ -72,7 +72,7 @@ class Checkpoints:
             try:
                 state = _read(path)
             except Exception as error:  # zip, pickle and torch have no common exception for a bad file
-                problems.append(f"{path.name} is damaged ({_reason(error)})")
+                problems.append(f"{path.name} is damaged ({first_line(error)})")
                 continue
             return state, f"{'; '.join(problems)}: going on from {path.name}." if problems else ""
         if problems:
@@ -92,8 +92,3 @@ def _read(path: Path) -> dict:
     if state.get("format") != FORMAT:
         raise ValueError(f"its format is {state.get('format')!r}, this skd writes and reads {FORMAT}")
     return state
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

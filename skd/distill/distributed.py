@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skd.distill.errors import DistillError
+from skd.distill.errors import DistillError, first_line
 
 TIMEOUT = datetime.timedelta(minutes=10)
 """How long a process waits for the others; a dataset may take minutes to open on one of them."""
@@ -101,9 +101,8 @@ def join(device: torch.device) -> World:
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             raise DistillError(
-                f"the processes of this run do not find each other ({reason}); start it again"
+                f"the processes of this run do not find each other ({first_line(error)}); start it again"
             ) from error
     return World(dist.get_rank(), dist.get_world_size(), device)
 

@@ -16,7 +16,7 @@ from skd.distill.config import DistillConfig
 from skd.distill.costs import CostMeter
 from skd.distill.data import DataSource
 from skd.distill.distributed import World, is_connection_error
-from skd.distill.errors import DistillError
+from skd.distill.errors import DistillError, first_line
 from skd.distill.interruption import Stopped, StopRequest
 from skd.distill.seeds import seed_everything
 from skd.distill.testing import TestResult, evaluate
@@ -326,8 +326,7 @@ class Training:
 
     def _give_up(self, error: RuntimeError, watcher: Watcher) -> None:
         """What another process did to this one is no defect; any other error is raised again."""
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
+        reason = first_line(error)
         if is_connection_error(error):
             # It shows as an error of whatever collective the others are in.
             what = f"the other processes of the training of {self.label} no longer answer"

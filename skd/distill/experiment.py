@@ -19,7 +19,7 @@ from skd.distill.distributed import World, is_connection_error
 from skd.distill.dynamics import COLUMNS as DYNAMICS
 from skd.distill.dynamics import Dynamics
 from skd.distill.engine import PARTS, EpochResult, Training
-from skd.distill.errors import DistillError
+from skd.distill.errors import DistillError, first_line
 from skd.distill.interruption import Stopped, StopRequest
 from skd.distill.ledger import Entry, Ledger
 from skd.distill.loggers import MetricLoggers
@@ -82,8 +82,7 @@ def run(config: DistillConfig, console: Console | None = None) -> int:
         if not is_connection_error(error):
             raise
         raise DistillError(
-            f"the other processes no longer answer ({str(error).strip().splitlines()[0]}); the run can go on with "
-            "--resume"
+            f"the other processes no longer answer ({first_line(error)}); the run can go on with --resume"
         ) from error
     finally:
         if folder is not None:

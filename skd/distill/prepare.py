@@ -17,7 +17,7 @@ from skd.distill.arms import Arm, make_arms
 from skd.distill.config import DistillConfig, fill_defaults
 from skd.distill.data import DataSource
 from skd.distill.distributed import World, join, leave
-from skd.distill.errors import DistillError
+from skd.distill.errors import DistillError, first_line
 from skd.distill.loggers import check_loggers
 from skd.distill.models import ModelSpec
 from skd.distill.task import SpectralDistillationTask
@@ -192,7 +192,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DistillError(
-            f"--device {name} cannot be used ({str(error).splitlines()[0]}); give auto, cpu or a CUDA device"
+            f"--device {name} cannot be used ({first_line(error)}); give auto, cpu or a CUDA device"
         ) from error
     return device
 
