@@ -97,6 +97,76 @@ def test_the_mean_over_the_batch_and_the_three_norms(backend):
             torch.testing.assert_close(got.double(), expected(x, axis).mean(0) * scale, rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize("order", ["nchw", "tokens", "sliced", "transposed"])
+@pytest.mark.parametrize("channels", [64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048])
+def test_the_mean_of_vectors_that_images_share(channels, order, backend, poisoned):
+    """Positions are taken some at a time; what a plane leaves over may go with what those of other images leave."""
+    for batch, height, width in ((9, 7, 7), (3, 14, 14), (5, 3, 5), (17, 2, 1), (4, 1, 1), (1, 5, 5)):
+        if channels * batch * height * width > 400_000:
+            continue
+        x = ORDERS[order](batch, channels, height, width)
+        for dtype in (F32, BF16):
+            got = skd.spectral_intensity(cast(x, dtype), norm="ortho", backend=backend)
+            true = reference.spectral_intensity(cast(x, dtype).double(), "channel", channels**-0.5).mean(0)
+            torch.testing.assert_close(got.double(), true, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("channels", [80, 192])
+@pytest.mark.parametrize("size", [(13, 7, 7), (32, 6, 6), (13, 14, 14), (9, 3, 5), (21, 7, 7)], ids=str)
+def test_the_mean_when_threads_begin_anywhere(channels, size, backend):
+    """Work may be cut just before a vector that images share; whoever begins there has kept nothing of theirs."""
+    batch, height, width = size
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        for call in range(10):
+            x = torch.randn(batch, channels, height, width) + call  # what an earlier call has left would be wrong
+            got = skd.spectral_intensity(x, norm="ortho", backend=backend)
+            true = reference.spectral_intensity(x.double(), "channel", channels**-0.5).mean(0)
+            torch.testing.assert_close(got.double(), true, rtol=1e-6, atol=2e-6)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("order", ["nchw", "tokens"])
+@pytest.mark.parametrize("exponent", [-75, -70, 126])
+def test_powers_of_two_whose_squares_are_no_normal_numbers(backend, exponent, order):
+    """Such a square may be exact all the same, and the sum of a few such magnitudes too large for float32."""
+    if backend != "cpu" and exponent > 0:
+        pytest.skip("this backend adds up some magnitudes in float32, as PyTorch does; their sum is infinite")
+    x = ORDERS[order](1, 128, 2, 4)
+    x[:] = 0.0
+    x[:, 0] = 2.0**exponent
+    got = skd.spectral_intensity(x, norm="backward", backend=backend)
+    torch.testing.assert_close(got.double(), torch.full((65,), 2.0**exponent).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("others", [0.0, 1.0])
+@pytest.mark.parametrize("order", ["nchw", "tokens"])
+def test_an_image_of_very_small_numbers_among_others(backend, order, others):
+    """Their squares are no float32, and they are all there is of most bins."""
+    if backend == "triton" and others != 0.0:
+        pytest.skip("its transforms are matrix products: of a constant they leave rounding errors in every bin")
+    x = ORDERS[order](40, 192, 7, 7)
+    x[:] = others  # frequency 0 and nothing else
+    small = torch.randn(192, 7, 7) * 1e-25
+    x[23] = small - small.mean(0)
+    got = skd.spectral_intensity(x, norm="backward", backend=backend).double()
+    true = expected(x, "channel").mean(0)
+    torch.testing.assert_close(got[0], true[0], rtol=1e-6, atol=1e-32)  # nothing but rounding errors where others are 0
+    torch.testing.assert_close(got[1:], true[1:], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("axis", AXES)
+def test_what_is_not_finite_is_not_hidden(backend, axis, value):
+    x = torch.randn(3, 192, 7, 7)
+    x[1, 5, 3, 2] = value
+    assert not skd.spectral_intensity(x, axis, backend=backend).isfinite().any()
+    others = intensity_per_image(x, axis, backend=backend)[[0, 2]]
+    assert torch.equal(others, intensity_per_image(x[[0, 2]], axis, backend=backend))
+
+
 @pytest.mark.parametrize("channels", [8, 12, 49, 192])
 @pytest.mark.parametrize("axis", AXES)
 def test_zeros_constants_and_the_highest_frequency(backend, axis, channels):

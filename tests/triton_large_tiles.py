@@ -17,6 +17,7 @@ KEPT = {
     "test_equal_magnitudes_add_up_without_drift": 3,  # of which the larger map's are left out below
     "test_every_dtype": 2,
     "test_very_small_and_very_large_numbers": 2,
+    "test_the_mean_of_vectors_that_images_share": 12,
 }
 """One of so many cases of a test."""
 
@@ -24,6 +25,7 @@ LEFT_OUT = (
     "test_training_with_each_backend_follows_one_curve",  # 40 steps
     "test_the_same_bits_from_run_to_run_and_for_any_number_of_threads",  # the interpreter has no threads
     "test_the_same_bits_for_any_number_of_threads",
+    "test_the_mean_when_threads_begin_anywhere",
     "test_spectra_of_equal_planes_do_not_drift",  # a minute each; larger tiles would be summed by NumPy, which drifts
     *(f"test_equal_magnitudes_add_up_without_drift[triton-(1, 4, 96, 128)-{order}]" for order in ("nchw", "tokens")),
     *(f"test_opcheck[triton-{order}]" for order in ("nchw", "tokens", "transposed")),  # backends get outputs, make none

@@ -12,16 +12,18 @@
 
 namespace skd {
 
+inline Map make_map(uintptr_t data, int dtype, const std::array<int64_t, 4>& shape,
+                    const std::array<int64_t, 4>& stride) {
+  Map map{reinterpret_cast<char*>(data), DType(dtype), {}, {}};
+  std::copy(shape.begin(), shape.end(), map.shape);
+  std::copy(stride.begin(), stride.end(), map.stride);
+  return map;
+}
+
 inline void bind_layers(pybind11::module_& m) {
   namespace py = pybind11;
   py::class_<Map>(m, "Map", py::module_local())
-      .def(py::init([](uintptr_t data, int dtype, std::array<int64_t, 4> shape, std::array<int64_t, 4> stride) {
-             Map map{reinterpret_cast<char*>(data), DType(dtype), {}, {}};
-             std::copy(shape.begin(), shape.end(), map.shape);
-             std::copy(stride.begin(), stride.end(), map.stride);
-             return map;
-           }),
-           py::arg("data"), py::arg("dtype"), py::arg("shape"), py::arg("stride"));
+      .def(py::init(&make_map), py::arg("data"), py::arg("dtype"), py::arg("shape"), py::arg("stride"));
 
   py::class_<AlignArguments>(m, "AlignLayer", py::module_local())
       .def(py::init([](const Map& student, const Map& teacher, std::optional<Map> gradient, double row_weight,

@@ -45,11 +45,16 @@ PYBIND11_MODULE(_cpu, m) {
         "Losses are written to the address `out`, gradients and spectra where the layers say.");
   m.def(
       "spectral_intensity",
-      [](const Map& map, int axis, double scale, uintptr_t out, bool per_image, int threads) {
+      // The map in pieces: this is called for a single small result, and a Python object would take as long as the
+      // rest.
+      [](uintptr_t data, int dtype, std::array<int64_t, 4> shape, std::array<int64_t, 4> stride, int axis, double scale,
+         uintptr_t out, bool per_image, int threads) {
+        const Map map = make_map(data, dtype, shape, stride);
         spectral_intensity({map, Axis(axis), scale, reinterpret_cast<char*>(out)}, per_image, threads);
       },
-      py::arg("map"), py::arg("axis"), py::arg("scale"), py::arg("out"), py::arg("per_image"), py::arg("threads"),
-      py::call_guard<py::gil_scoped_release>(), "Scaled magnitudes, averaged, are written to `out`.");
+      py::arg("data"), py::arg("dtype"), py::arg("shape"), py::arg("stride"), py::arg("axis"), py::arg("scale"),
+      py::arg("out"), py::arg("per_image"), py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
+      "Scaled magnitudes of a Map, averaged, are written to `out`.");
   m.def(
       "count_channels",
       [](const Map& map, uintptr_t offset, uintptr_t scale, int64_t bins, int threads, uintptr_t holding) {

@@ -171,23 +171,21 @@ void spectral_intensity(const IntensityArguments& x, bool per_image, int threads
   if (images == 0) return;
   const IntensityKernel& kernel = instruction_set_in_use().spectral_intensity;
   const std::shared_ptr<const void> prepared = kernel.prepare(x);
-  const int64_t parts = kernel.parts(x);
+  const int64_t averaged = per_image ? 1 : images, rows = images / averaged, parts = kernel.parts(x, averaged);
   const size_t scratch = kernel.scratch_bytes(x, prepared.get());
-  std::vector<double> sums(size_t(images * parts * bins));
-  parallel_for(images * parts, useful_threads(threads, numbers_of(x.map)), [&](int64_t item) {
-    kernel.run(x, prepared.get(), item / parts, item % parts, scratch_of_this_thread(scratch),
+  std::vector<double> sums(size_t(rows * parts * bins));
+  parallel_for(rows * parts, useful_threads(threads, numbers_of(x.map)), [&](int64_t item) {
+    kernel.run(x, prepared.get(), item / parts * averaged, averaged, item % parts, scratch_of_this_thread(scratch),
                sums.data() + item * bins);
   });
-  // The first row of a result becomes its sum.
-  const int64_t rows = per_image ? parts : images * parts;
-  const double scale = x.scale / double(x.transforms() * (per_image ? 1 : images));
-  for (int64_t first = 0; first < images * parts; first += rows) {
-    double* const sum = sums.data() + first * bins;
-    for (int64_t row = 1; row < rows; ++row) {
-      for (int64_t k = 0; k < bins; ++k) sum[k] += sum[row * bins + k];
+  const double scale = x.scale / double(x.transforms() * averaged);
+  for (int64_t row = 0; row < rows; ++row) {  // the sums of its first part become those of all
+    double* const sum = sums.data() + row * parts * bins;
+    for (int64_t part = 1; part < parts; ++part) {
+      for (int64_t k = 0; k < bins; ++k) sum[k] += sum[part * bins + k];
     }
     for (int64_t k = 0; k < bins; ++k) {
-      write(uintptr_t(x.out), size_t(first / rows * bins + k), x.map.dtype == DType::float64, sum[k] * scale);
+      write(uintptr_t(x.out), size_t(row * bins + k), x.map.dtype == DType::float64, sum[k] * scale);
     }
   }
 }

@@ -176,6 +176,16 @@ inline Vector<A> interleaved(Vector<A> a, Vector<A> b, Lanes<I...>) {
   return SKD_SHUFFLE(A, a, b, (First + I / 2 + (I % 2) * kWidth<A>)...);
 }
 
+// Of every four numbers of a and of b: two from `First` on in turn (a b a b), or as pairs (a a b b).
+template <class A, int First, int... I>
+inline Vector<A> in_turn_by_fours(Vector<A> a, Vector<A> b, Lanes<I...>) {
+  return SKD_SHUFFLE(A, a, b, (I / 4 * 4 + First + I % 4 / 2 + I % 2 * kWidth<A>)...);
+}
+template <class A, int First, int... I>
+inline Vector<A> pairs_by_fours(Vector<A> a, Vector<A> b, Lanes<I...>) {
+  return SKD_SHUFFLE(A, a, b, (I / 4 * 4 + First + I % 2 + I % 4 / 2 * kWidth<A>)...);
+}
+
 // Every lane's number goes to the lane whose index differs in the bits of Step.
 template <class A, int Step, int... I>
 inline Vector<A> exchanged(Vector<A> v, Lanes<I...>) {
@@ -294,6 +304,44 @@ inline void transpose(Vector<A>* rows) {
   if (from != rows) {
     for (int i = 0; i < n; ++i) rows[i] = from[i];
   }
+}
+
+// Four numbers at each of as many addresses as there are lanes, transposed: with fewer shuffles than square blocks, as
+// the halves of a vector are loaded to where they belong.
+inline void load_transposed_fours(const float* const* lane, int64_t offset, Vector<float>* columns) {
+  typedef Vector<float> V;
+  V rows[4];
+  for (int i = 0; i < 4; ++i) {
+#if defined(__AVX2__) && !SKD_AVX512
+    const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(lane[i] + offset));
+    rows[i] = V(_mm256_insertf128_ps(low, _mm_loadu_ps(lane[i + 4] + offset), 1));
+#else
+    float numbers[kWidth<float>];
+    for (int k = 0; k < kWidth<float>; k += 4) __builtin_memcpy(numbers + k, lane[i + k] + offset, 4 * sizeof(float));
+    __builtin_memcpy(&rows[i], numbers, sizeof numbers);
+#endif
+  }
+  constexpr AllLanes<float> all;
+  const V low[2] = {in_turn_by_fours<float, 0>(rows[0], rows[1], all),
+                    in_turn_by_fours<float, 0>(rows[2], rows[3], all)};
+  const V high[2] = {in_turn_by_fours<float, 2>(rows[0], rows[1], all),
+                     in_turn_by_fours<float, 2>(rows[2], rows[3], all)};
+  columns[0] = pairs_by_fours<float, 0>(low[0], low[1], all);
+  columns[1] = pairs_by_fours<float, 2>(low[0], low[1], all);
+  columns[2] = pairs_by_fours<float, 0>(high[0], high[1], all);
+  columns[3] = pairs_by_fours<float, 2>(high[0], high[1], all);
+}
+
+// The sum of every vector's lanes.
+template <class A>
+inline Vector<A> sums_of_lanes(const Vector<A>* vectors) {
+  constexpr int n = kWidth<A>;
+  Vector<A> sums[n];
+  for (int i = 0; i < n; ++i) sums[i] = vectors[i];
+  for (int count = n; count > 1; count /= 2) {
+    for (int i = 0; i < count / 2; ++i) sums[i] = add_pairs<A>(sums[2 * i], sums[2 * i + 1]);
+  }
+  return sums[0];
 }
 
 }  // namespace

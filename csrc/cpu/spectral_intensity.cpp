@@ -7,7 +7,10 @@
 
 #include <optional>
 
+#include "cpu/channel_spectrum.h"
 #include "cpu/half_spectrum.h"
+#include "cpu/position_vectors.h"
+#include "cpu/range_flags.h"
 #include "cpu/scratch.h"
 #include "cpu/tile.h"
 #include "cpu/vector_math.h"
@@ -16,12 +19,13 @@ namespace skd {
 namespace SKD_ISA {
 namespace {
 
-constexpr int64_t kMostParts = 4;  // of an image, each with sums of its own
+constexpr int64_t kMostParts = 16;  // each with sums of its own
 
-// One of the two.
+// What one shape needs, of the two axes one.
 template <class A>
 struct Prepared {
   std::optional<FftTables<A>> channels;
+  std::optional<ChannelSpectrum> spectrum;  // the fast way over channels, if there is one
   std::optional<HalfSpectrum<A>> space;
   FftPlan<A> plan{};  // over channels
 
@@ -29,11 +33,16 @@ struct Prepared {
     if (x.axis == Axis::channel) {
       channels.emplace(int(x.map.shape[1]), FftKind::real);
       plan = channels->plan();
+      const bool fast = sizeof(A) == sizeof(float) && ChannelSpectrum::serves(plan.length) && RangeFlags::work();
+      if (fast) spectrum.emplace(plan.length);
     } else {
       space.emplace(x.map.shape[2], x.map.shape[3]);
     }
   }
-  int64_t work() const { return space ? space->work() : plan.work; }
+  int64_t work() const {
+    if (space) return space->work();
+    return spectrum ? max64(plan.work, spectrum->work()) : plan.work;
+  }
 };
 
 // Channels of a tile, of the transform over space.
@@ -44,22 +53,26 @@ int64_t channels_in_tile(const Map& map) {
   return kLanes<A> * min64(divide_up(map.shape[1], kLanes<A>), min64(16, max64(1, kTileBytes / line)));
 }
 
+template <class A>
+int64_t tiles_of(const Map& map) {
+  return divide_up(map.shape[1], channels_in_tile<A>(map));
+}
+
 // Vectors of positions, or tiles of channels.
 template <class A>
-int64_t groups_of(const IntensityArguments& x) {
-  return x.axis == Axis::channel ? divide_up(x.transforms(), kWidth<A>)
-                                 : divide_up(x.map.shape[1], channels_in_tile<A>(x.map));
+int64_t groups_of(const IntensityArguments& x, int64_t images) {
+  return x.axis == Axis::channel ? PositionVectors<A>(x.map, 0, images).count() : images * tiles_of<A>(x.map);
 }
 
 template <class A>
-int64_t parts_of(const IntensityArguments& x) {
-  const int64_t wanted = x.axis == Axis::channel ? divide_up(groups_of<A>(x), kTermsInFloat) : groups_of<A>(x);
-  return min64(kMostParts, wanted);
+int64_t parts_of(const IntensityArguments& x, int64_t images) {
+  const int64_t groups = groups_of<A>(x, images);
+  return min64(kMostParts, x.axis == Axis::channel ? divide_up(groups, kTermsInFloat) : groups);
 }
 
 template <class A>
 struct IntensityScratch {
-  A* tile;
+  A *tile, *kept;
   Complex<Vector<A>>*bins, *column, *work;
   Vector<A>* magnitudes;
   size_t bytes;
@@ -67,142 +80,176 @@ struct IntensityScratch {
   IntensityScratch(const IntensityArguments& x, const Prepared<A>& prepared, void* memory) {
     const int64_t in_space = x.map.shape[2] * x.map.shape[3] * channels_in_tile<A>(x.map);
     ScratchPieces pieces(memory);
-    pieces.take(tile, x.axis == Axis::channel ? x.map.shape[1] * kWidth<A> : in_space);
-    pieces.take(bins, x.bins());
-    pieces.take(column, x.axis == Axis::channel ? 0 : x.map.shape[2]);
+    const bool of_channels = x.axis == Axis::channel;
+    pieces.take(tile, of_channels ? x.map.shape[1] * kWidth<A> : in_space);
+    pieces.take(kept, of_channels ? x.map.shape[1] * kWidth<A> : 0);
+    pieces.take(bins, of_channels ? 0 : x.bins());
+    pieces.take(column, of_channels ? 0 : x.map.shape[2]);
     pieces.take(work, prepared.work());
     pieces.take(magnitudes, x.bins());
     bytes = pieces.bytes();
   }
 };
 
-// Moves the sums of a few vectors to where they do not drift.
 template <class A>
-void flush(Vector<A>* magnitudes, int64_t bins, double* sums) {
-  for (int64_t k = 0; k < bins; ++k) {
-    sums[k] += sum_of_lanes<A>(magnitudes[k]);
-    magnitudes[k] = Vector<A>{};
-  }
+void clear(Vector<A>* magnitudes, int64_t bins) {
+  for (int64_t k = 0; k < bins; ++k) magnitudes[k] = Vector<A>{};
 }
 
 // --- Over channels ---
 
-// All channels of the vector of positions that begins at `position`, one vector per channel. Where there are no more,
-// it begins earlier, and what belongs to the one before is zeros.
-template <class A, class T>
-void load_positions(const Map& map, int64_t image, int64_t position, A* tile) {
-  constexpr int n = kWidth<A>;
-  const int64_t columns = map.shape[3], positions = map.shape[2] * columns, channels = map.shape[1];
-  const int64_t count = min64(n, positions - position), skipped = n - count, first = position - skipped;
-  const T* base = at<T>(map, image, 0, 0);
-  const Order order = order_of(map);
-  if (order == Order::planes && first >= 0) {
-    typedef typename VectorOf<A>::index Bits;
-    Bits kept;
-    for (int i = 0; i < n; ++i) kept[i] = i < skipped ? 0 : -1;
-    const T* p = base + first;
-    for (int64_t c = 0; c < channels; ++c, p += map.stride[1]) {
-      Access<A, A>::store(tile + c * n, bit_cast<Vector<A>>(bit_cast<Bits>(Access<A, T>::load(p)) & kept));
-    }
-    return;
-  }
-  const T* row[n];
-  for (int i = 0; i < n; ++i) {
-    const int64_t p = max64(first + i, 0);
-    row[i] = base + p / columns * map.stride[2] + p % columns * map.stride[3];
-  }
-  int64_t c = 0;
-  if (order == Order::channels) {
-    for (; c + n <= channels; c += n) {
-      Vector<A> block[n];
-      for (int i = 0; i < n; ++i) block[i] = i < skipped ? Vector<A>{} : Access<A, T>::load(row[i] + c);
-      transpose<A>(block);
-      for (int i = 0; i < n; ++i) Access<A, A>::store(tile + (c + i) * n, block[i]);
-    }
-  }
-  for (; c < channels; ++c) {
-    for (int i = 0; i < n; ++i) tile[c * n + i] = i < skipped ? A(0) : A(to_float(row[i][c * map.stride[1]]));
-  }
-}
-
-// Whether the vectors of a group lie in the map as the transform wants them.
-template <class A>
-bool is_readable(const Map& map, int64_t group) {
-  return sizeof(A) == sizeof(float) && map.dtype == DType::float32 && order_of(map) == Order::planes &&
-         (group + 1) * kWidth<A> <= map.shape[2] * map.shape[3];
-}
-
-// Memory that is wanted later, fetched while a group is transformed: a line, or part of one, for every bin (with 16
-// lanes the other half of two).
-struct Ahead {
-  uintptr_t at;
-  int64_t step;
+// Vectors [begin, end) of positions are added to the magnitudes of `scratch`, in calls that go through all from `first`
+// on.
+struct Range {
+  int64_t first, begin, end;
 };
 
-// Token maps want the next group's rows. Planes want a stretch of the next image: one piece of memory, where the few
-// numbers that the next group has in each plane would take a line for each.
+// What planes leave over: its lanes have their channels side by side. Returns how many of them are not idle.
 template <class A>
-Ahead memory_ahead(const Map& map, int64_t image, int64_t group) {
-  const int64_t size = bytes_of(map.dtype), columns = map.shape[3], next = (group + 1) * kWidth<A>;
-  const int64_t step = 2 * kWidth<A> * size;  // two numbers of every lane make a bin
-  const uintptr_t start = uintptr_t(map.data) + image * map.stride[0] * size, next_image = start + map.stride[0] * size;
-  if (order_of(map) == Order::channels && next < map.shape[2] * columns) {
-    return {start + (next / columns * map.stride[2] + next % columns * map.stride[3]) * size, step};
-  }
-  if (image + 1 == map.shape[0]) return {start, 0};
-  return {order_of(map) == Order::channels ? next_image : next_image + group * map.shape[1] * step / 2, step};
+int lanes_of_rest(const PositionVectors<A>& vectors, const Map& map, int64_t v, int64_t first, A* kept,
+                  const A** lane) {
+  int used = 0;
+  SKD_FOR_DTYPE(map.dtype, T, used = vectors.template complete_rest<T>(v, first, kept);)
+  for (int i = 0; i < kWidth<A>; ++i) lane[i] = kept + i * map.shape[1];
+  return used;
 }
 
-// Adds up the magnitudes of a group; load(c) is its vector of channel c.
-template <class Load>
-void add_magnitudes(const Prepared<float>& prepared, Load load, const IntensityScratch<float>& scratch, Ahead ahead) {
-  typedef Vector<float> V;
+template <class A>
+void keep_rest(const PositionVectors<A>& vectors, const Map& map, int64_t v, A* kept) {
+  if (vectors.order() == Order::planes) SKD_FOR_DTYPE(map.dtype, T, vectors.template keep_rest<T>(v, kept);)
+}
+
+template <class A, class Load>
+void add_transform(const FftPlan<A>& plan, Load load, typename PositionVectors<A>::Ahead ahead,
+                   const IntensityScratch<A>& scratch) {
+  typedef Vector<A> V;
   V* const magnitudes = scratch.magnitudes;
   fft_real_forward(
-      prepared.plan, load,
+      plan, load,
       [&](int k, Complex<V> bin) SKD_INLINED {
-        __builtin_prefetch(reinterpret_cast<const void*>(ahead.at));
-        ahead.at += ahead.step;
+        ahead.fetch(1);
         magnitudes[k] += Functions<V>::magnitude(bin);
       },
       scratch.work);
 }
 
+// For any number of channels and for numbers of any size, in order of the bins. Where it takes up what add_fast failed
+// at, it leaves alone what that has kept of the ends of planes.
 template <class A>
-void pool_channels(const IntensityArguments& x, const Prepared<A>& prepared, int64_t image, int64_t first, int64_t last,
-                   const IntensityScratch<A>& scratch, double* sums) {
+void add_any(const Prepared<A>& prepared, const PositionVectors<A>& vectors, const Map& map, Range range,
+             const IntensityScratch<A>& scratch) {
+  const bool keeps = !prepared.spectrum;
   const TileLanes<A> tile{scratch.tile};
-  Vector<A>* const magnitudes = scratch.magnitudes;
-  for (int64_t group = first; group < last; ++group) {
-    const int64_t position = group * kWidth<A>;
-    if (is_readable<A>(x.map, group)) {
-      if constexpr (sizeof(A) == sizeof(float)) {
-        const float* const p = at<float>(x.map, image, 0, 0) + position;
-        const int64_t stride = x.map.stride[1];
-        const auto load = [&](int c) SKD_INLINED {
-          __builtin_prefetch(p + c * stride + 2 * kWidth<A>);  // into the first level
-          return Access<A, float>::load(p + c * stride);
-        };
-        add_magnitudes(prepared, load, scratch, memory_ahead<A>(x.map, image, group));
-      }
-    } else {
-      SKD_FOR_DTYPE(x.map.dtype, T, load_positions<A, T>(x.map, image, position, scratch.tile);)
-      if constexpr (sizeof(A) == sizeof(float)) {
-        const auto load = [&](int c) SKD_INLINED { return tile.load(c); };
-        add_magnitudes(prepared, load, scratch, memory_ahead<A>(x.map, image, group));
-      } else {  // with code that is there already
-        Prefetcher idle;
-        rows_to_bins_by_plan(prepared.plan, tile, 1, scratch.bins, scratch.work, idle);
-        for (int64_t k = 0; k < x.bins(); ++k) magnitudes[k] += polar(scratch.bins[k]).size;
+  for (int64_t v = range.begin; v < range.end; ++v) {
+    const auto ahead = vectors.ahead(v);
+    if constexpr (sizeof(A) == sizeof(float)) {
+      if (map.dtype == DType::float32 && vectors.is_contiguous(v)) {
+        const float* const p = vectors.template contiguous<float>(v);
+        const int64_t stride = map.stride[1];
+        const auto load = [&](int c) SKD_INLINED { return Access<float, float>::load(p + c * stride); };
+        add_transform(prepared.plan, load, ahead, scratch);
+        if (keeps) keep_rest(vectors, map, v, scratch.kept);
+        continue;
       }
     }
-    if ((group - first + 1) % kTermsInFloat == 0 || group + 1 == last) flush<A>(magnitudes, x.bins(), sums);
+    if (keeps && vectors.order() == Order::planes && !vectors.is_contiguous(v)) {
+      const A* lane[kWidth<A>];
+      const int used = lanes_of_rest(vectors, map, v, range.first, scratch.kept, lane);
+      vectors.load_rows(lane, used, map.shape[1], scratch.tile);
+    } else {
+      SKD_FOR_DTYPE(map.dtype, T, vectors.template load<T>(v, scratch.tile);)
+    }
+    add_transform(prepared.plan, [&](int c) SKD_INLINED { return tile.load(c); }, ahead, scratch);
+    if (keeps) keep_rest(vectors, map, v, scratch.kept);
+  }
+}
+
+// The first pass over a vector of positions, from where they are if that can be done.
+inline void first_pass(const ChannelSpectrum& spectrum, const PositionVectors<float>& vectors, const Map& map,
+                       int64_t v, int64_t first, PositionVectors<float>::Ahead& ahead,
+                       const IntensityScratch<float>& scratch) {
+  constexpr int n = kWidth<float>;
+  if (map.dtype == DType::float32 && vectors.is_contiguous(v)) {
+    const ColumnsOfPlanes columns(vectors.contiguous<float>(v), map.stride[1], spectrum);
+    return spectrum.first_pass(columns, scratch.work, ahead);
+  }
+  const float* lane[n];
+  int used = 0;  // of the lanes, if each has its channels side by side
+  if (vectors.order() == Order::planes && !vectors.is_contiguous(v)) {
+    used = lanes_of_rest(vectors, map, v, first, scratch.kept, lane);
+  } else if (vectors.order() == Order::channels && map.dtype == DType::float32) {
+    used = vectors.lanes<float>(v, lane);
+  }
+  if (used == n && n <= 8) return spectrum.first_pass(ColumnsOfLanes(lane), scratch.work, ahead);
+  if (used > 0) {
+    PositionVectors<float>::load_rows(lane, used, map.shape[1], scratch.tile);
+  } else {
+    SKD_FOR_DTYPE(map.dtype, T, vectors.load<T>(v, scratch.tile);)
+  }
+  spectrum.first_pass(ColumnsOfTile{scratch.tile}, scratch.work, ahead);
+}
+
+// For numbers whose squares are neither too small nor too large (RangeFlags), in the order of the spectrum.
+inline void add_fast(const ChannelSpectrum& spectrum, const PositionVectors<float>& vectors, const Map& map,
+                     Range range, const IntensityScratch<float>& scratch) {
+  typedef Vector<float> V;
+  for (int64_t v = range.begin; v < range.end; ++v) {
+    auto ahead = vectors.ahead(v);
+    first_pass(spectrum, vectors, map, v, range.first, ahead, scratch);
+    keep_rest(vectors, map, v, scratch.kept);
+    V* magnitude = scratch.magnitudes;
+    spectrum.second_pass(
+        scratch.work,
+        [&](Complex<V> x) SKD_INLINED { *magnitude++ += Functions<V>::square_root(x.re * x.re + x.im * x.im); }, ahead);
+  }
+}
+
+// Moves the sums of a few vectors to where they do not drift.
+template <class A>
+void flush_any(Vector<A>* magnitudes, int64_t bins, double* sums) {
+  for (int64_t k = 0; k < bins; ++k) sums[k] += sum_of_lanes<A>(magnitudes[k]);
+  clear<A>(magnitudes, bins);
+}
+
+// The same after add_fast: lanes are added in pairs first, which is no long sum and does not leave the range of these
+// magnitudes. Number i is that of bin[i].
+inline void flush_fast(Vector<float>* magnitudes, const std::vector<int>& bin, double* sums) {
+  constexpr size_t n = kWidth<float>;
+  size_t i = 0;
+  for (; i + n <= bin.size(); i += n) {
+    const Vector<float> sum = sums_of_lanes<float>(magnitudes + i);
+    for (size_t lane = 0; lane < n; ++lane) sums[bin[i + lane]] += double(sum[lane]);
+  }
+  for (; i < bin.size(); ++i) sums[bin[i]] += sum_of_lanes<float>(magnitudes[i]);
+  clear<float>(magnitudes, int64_t(bin.size()));
+}
+
+template <class A>
+void pool_channels(const IntensityArguments& x, const Prepared<A>& prepared, int64_t first_image, int64_t images,
+                   int64_t first, int64_t last, const IntensityScratch<A>& scratch, double* sums) {
+  const PositionVectors<A> vectors(x.map, first_image, images);
+  RangeFlags flags;
+  for (int64_t begin = first; begin < last; begin += kTermsInFloat) {
+    const Range range{first, begin, min64(last, begin + kTermsInFloat)};
+    if constexpr (sizeof(A) == sizeof(float)) {
+      if (prepared.spectrum) {
+        flags.clear();
+        add_fast(*prepared.spectrum, vectors, x.map, range, scratch);
+        if (!flags.raised()) {
+          flush_fast(scratch.magnitudes, prepared.spectrum->bins(), sums);
+          continue;
+        }
+        clear<A>(scratch.magnitudes, x.bins());  // once more, the other way
+      }
+    }
+    add_any(prepared, vectors, x.map, range, scratch);
+    flush_any<A>(scratch.magnitudes, x.bins(), sums);
   }
 }
 
 // --- Over space ---
 
-// As flush, of [columns][height] to [height][columns].
+// As flush_any, of [columns][height] to [height][columns].
 template <class A>
 void flush_columns(const HalfSpectrum<A>& transform, Vector<A>* magnitudes, double* sums) {
   const int64_t height = transform.height(), columns = transform.columns();
@@ -217,13 +264,14 @@ void flush_columns(const HalfSpectrum<A>& transform, Vector<A>* magnitudes, doub
 }
 
 template <class A>
-void pool_space(const IntensityArguments& x, const Prepared<A>& prepared, int64_t image, int64_t first, int64_t last,
-                const IntensityScratch<A>& scratch, double* sums) {
+void pool_space(const IntensityArguments& x, const Prepared<A>& prepared, int64_t first_image, int64_t, int64_t first,
+                int64_t last, const IntensityScratch<A>& scratch, double* sums) {
   const HalfSpectrum<A>& transform = *prepared.space;
   const int64_t channels = x.map.shape[1], in_tile = channels_in_tile<A>(x.map), height = transform.height();
+  const int64_t tiles = tiles_of<A>(x.map);
   Prefetcher prefetcher;
   for (int64_t group = first; group < last; ++group) {
-    const int64_t channel = group * in_tile;
+    const int64_t image = first_image + group / tiles, channel = group % tiles * in_tile;
     const Block block{image, channel, min64(in_tile, channels - channel), 0, height};
     const TileShape<A> shape = TileShape<A>::apart(padded<A>(block.channels), height * x.map.shape[3]);
     load_tile<A>(x.map, channels, block, scratch.tile, shape);
@@ -244,31 +292,59 @@ void pool_space(const IntensityArguments& x, const Prepared<A>& prepared, int64_
 // --- The interface ---
 
 template <class A>
-void run_as(const IntensityArguments& x, const void* tables, int64_t image, int64_t part, void* memory, double* sums) {
+void run_as(const IntensityArguments& x, const void* tables, int64_t first_image, int64_t images, int64_t part,
+            void* memory, double* sums) {
   const auto& prepared = *static_cast<const Prepared<A>*>(tables);
   const IntensityScratch<A> scratch(x, prepared, memory);
-  for (int64_t k = 0; k < x.bins(); ++k) scratch.magnitudes[k] = Vector<A>{};
-  const int64_t groups = groups_of<A>(x), parts = parts_of<A>(x);
+  clear<A>(scratch.magnitudes, x.bins());
+  const int64_t groups = groups_of<A>(x, images), parts = parts_of<A>(x, images);
   const auto pool = x.axis == Axis::channel ? pool_channels<A> : pool_space<A>;
-  pool(x, prepared, image, part * groups / parts, (part + 1) * groups / parts, scratch, sums);
+  pool(x, prepared, first_image, images, part * groups / parts, (part + 1) * groups / parts, scratch, sums);
 }
 
 inline bool in_double(const IntensityArguments& x) { return x.map.dtype == DType::float64; }
 
-std::shared_ptr<const void> prepare(const IntensityArguments& x) {
+std::shared_ptr<const void> prepare_anew(const IntensityArguments& x) {
   if (in_double(x)) return std::make_shared<Prepared<double>>(x);
   return std::make_shared<Prepared<float>>(x);
 }
 
-int64_t parts(const IntensityArguments& x) { return in_double(x) ? parts_of<double>(x) : parts_of<float>(x); }
+// That of a thread's last few shapes is kept: the roots of unity take as long as several transforms.
+std::shared_ptr<const void> prepare(const IntensityArguments& x) {
+  struct Kept {
+    Axis axis;
+    bool in_double;
+    int64_t size[2];
+    std::shared_ptr<const void> prepared;
+  };
+  thread_local Kept kept[8];
+  thread_local int next = 0;
+  const bool over_channels = x.axis == Axis::channel;
+  const int64_t size[2] = {x.map.shape[over_channels ? 1 : 2], over_channels ? 1 : x.map.shape[3]};
+  for (const Kept& one : kept) {
+    if (one.prepared && one.axis == x.axis && one.in_double == in_double(x) && one.size[0] == size[0] &&
+        one.size[1] == size[1]) {
+      return one.prepared;
+    }
+  }
+  Kept& oldest = kept[next];
+  oldest = {x.axis, in_double(x), {size[0], size[1]}, prepare_anew(x)};
+  next = (next + 1) % 8;
+  return oldest.prepared;
+}
+
+int64_t parts(const IntensityArguments& x, int64_t images) {
+  return in_double(x) ? parts_of<double>(x, images) : parts_of<float>(x, images);
+}
 
 size_t scratch_bytes(const IntensityArguments& x, const void* tables) {
   if (in_double(x)) return IntensityScratch<double>(x, *static_cast<const Prepared<double>*>(tables), nullptr).bytes;
   return IntensityScratch<float>(x, *static_cast<const Prepared<float>*>(tables), nullptr).bytes;
 }
 
-void run(const IntensityArguments& x, const void* tables, int64_t image, int64_t part, void* scratch, double* sums) {
-  (in_double(x) ? run_as<double> : run_as<float>)(x, tables, image, part, scratch, sums);
+void run(const IntensityArguments& x, const void* tables, int64_t first_image, int64_t images, int64_t part,
+         void* scratch, double* sums) {
+  (in_double(x) ? run_as<double> : run_as<float>)(x, tables, first_image, images, part, scratch, sums);
 }
 
 }  // namespace

@@ -8,14 +8,15 @@
 
 namespace skd {
 
-// An image is cut into parts that depend on its size alone: the same sums for any number of threads and any batch.
+// Some images that are averaged are cut into parts that depend on their number and size alone: the same sums for any
+// number of threads and, of an image alone, for any batch.
 struct IntensityKernel {
   std::shared_ptr<const void> (*prepare)(const IntensityArguments&);
-  int64_t (*parts)(const IntensityArguments&);
+  int64_t (*parts)(const IntensityArguments&, int64_t images);
   size_t (*scratch_bytes)(const IntensityArguments&, const void* prepared);
   // Adds the part's magnitudes to sums[bins].
-  void (*run)(const IntensityArguments&, const void* prepared, int64_t image, int64_t part, void* scratch,
-              double* sums);
+  void (*run)(const IntensityArguments&, const void* prepared, int64_t first_image, int64_t images, int64_t part,
+              void* scratch, double* sums);
 };
 
 namespace baseline {

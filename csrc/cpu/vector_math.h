@@ -66,13 +66,20 @@ struct Functions<SKD_ISA::Vector<float>> {
     return scaled + scaled * correction;
   }
 
-  // Where nothing needs the inverse. The exact instruction runs beside the others; with 16 lanes it would outlast them.
+  // Where nothing needs the inverse: of 0 as well, and without a note of the processor's (RangeFlags) for numbers that
+  // are 0, normal or NaN. The exact instruction runs beside the others; only with 16 lanes it would outlast them.
   static SKD_INLINE V square_root(V x) {
-#if defined(__AVX2__) && !SKD_AVX512
-    return V(_mm256_sqrt_ps(__m256(x)));
-#else
+#if SKD_AVX512
+    constexpr float least = 1.17549435e-38f;
     V unused;
-    return root(x, 1, unused);
+    const V size = root(x < least ? V{} + least : x, 1, unused);
+    return x < least ? x : size;
+#elif defined(__AVX2__)
+    return V(_mm256_sqrt_ps(__m256(x)));
+#elif defined(__x86_64__)
+    return V(_mm_sqrt_ps(__m128(x)));
+#else
+    return lane_by_lane(x, [](float number) { return std::sqrt(number); });
 #endif
   }
 

@@ -84,10 +84,22 @@ def requested(backend: str | None) -> str | None:
     """
     source = "backend"
     if backend is None:
-        backend, source = os.environ.get("SKD_BACKEND") or None, "SKD_BACKEND"
+        backend, source = _environment_variable() or None, "SKD_BACKEND"
     if backend is not None and backend not in NAMES:
         raise ValueError(f"{source}={backend!r} is no backend; use one of {', '.join(NAMES)}, or None for the best")
     return backend
+
+
+def _environment_variable() -> str | None:
+    """``os.environ.get("SKD_BACKEND")``, which takes 30 microseconds in a step of training, without its conversions."""
+    if _ENVIRONMENT is None:
+        return os.environ.get("SKD_BACKEND")
+    return os.environ["SKD_BACKEND"] if _KEY in _ENVIRONMENT else None
+
+
+# The dictionary behind os.environ, whose keys are encoded; no documented part of it.
+_ENVIRONMENT = getattr(os.environ, "_data", None)
+_KEY = getattr(os.environ, "encodekey", str)("SKD_BACKEND")
 
 
 def choose(
