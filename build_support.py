@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-CPU_KERNELS = ("fourier_align", "spectral_align", "spectral_intensity")
+CPU_KERNELS = ("channel_intensity", "fourier_align", "space_intensity", "spectral_align")
 """Stems of the sources in csrc/cpu that are compiled once per instruction set; the others are compiled once."""
 
 X86_64 = ("x86_64", "amd64")

@@ -5,7 +5,8 @@
 namespace skd {
 namespace {
 
-#define SKD_KERNELS_OF(isa) {#isa, isa::align_kernel, isa::fourier_kernel, isa::intensity_kernel}
+#define SKD_KERNELS_OF(isa) \
+  {#isa, isa::align_kernel, isa::fourier_kernel, isa::channel_intensity_kernel, isa::space_intensity_kernel}
 
 std::vector<InstructionSet> supported() {
   std::vector<InstructionSet> sets;

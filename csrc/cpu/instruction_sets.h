@@ -14,7 +14,7 @@ struct InstructionSet {
   const char* name;
   const AlignKernel& spectral_align;
   const FourierKernel& fourier_align;
-  const IntensityKernel& spectral_intensity;
+  const IntensityKernel &channel_intensity, &space_intensity;
 };
 
 // Those this processor has, the best first.

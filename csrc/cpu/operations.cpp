@@ -169,7 +169,8 @@ void fourier_align(const std::vector<FourierArguments>& arguments, int threads, 
 void spectral_intensity(const IntensityArguments& x, bool per_image, int threads) {
   const int64_t images = x.map.shape[0], bins = x.bins();
   if (images == 0) return;
-  const IntensityKernel& kernel = instruction_set_in_use().spectral_intensity;
+  const InstructionSet& set = instruction_set_in_use();
+  const IntensityKernel& kernel = x.axis == Axis::channel ? set.channel_intensity : set.space_intensity;
   const std::shared_ptr<const void> prepared = kernel.prepare(x);
   const int64_t averaged = per_image ? 1 : images, rows = images / averaged, parts = kernel.parts(x, averaged);
   const size_t scratch = kernel.scratch_bytes(x, prepared.get());

@@ -1,4 +1,4 @@
-// The operation's kernels, compiled for each instruction set.
+// The operation's kernels, one for each axis, compiled for each instruction set.
 #pragma once
 
 #include <cstddef>
@@ -20,14 +20,14 @@ struct IntensityKernel {
 };
 
 namespace baseline {
-extern const IntensityKernel intensity_kernel;
+extern const IntensityKernel channel_intensity_kernel, space_intensity_kernel;
 }
 #if defined(SKD_X86_KERNELS)
 namespace avx2 {
-extern const IntensityKernel intensity_kernel;
+extern const IntensityKernel channel_intensity_kernel, space_intensity_kernel;
 }
 namespace avx512 {
-extern const IntensityKernel intensity_kernel;
+extern const IntensityKernel channel_intensity_kernel, space_intensity_kernel;
 }
 #endif
 

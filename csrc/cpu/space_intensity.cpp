@@ -1,0 +1,109 @@
+// Magnitudes of a map's Fourier transforms over space, pooled in one read of the map. Compiled once per instruction set
+// (SKD_ISA).
+//
+// A lane is a channel: transforms side by side, which exchange nothing.
+#include "cpu/half_spectrum.h"
+#include "cpu/pooled_intensity.h"
+#include "cpu/tile.h"
+#include "cpu/vector_math.h"
+
+namespace skd {
+namespace SKD_ISA {
+namespace {
+
+// Channels of a tile.
+template <class A>
+int64_t channels_in_tile(const Map& map) {
+  constexpr int64_t kTileBytes = 128 << 10;
+  const int64_t line = kLanes<A> * map.shape[2] * map.shape[3] * int64_t(sizeof(A));
+  return kLanes<A> * min64(divide_up(map.shape[1], kLanes<A>), min64(16, max64(1, kTileBytes / line)));
+}
+
+template <class A>
+int64_t tiles_of(const Map& map) {
+  return divide_up(map.shape[1], channels_in_tile<A>(map));
+}
+
+template <class A>
+struct SpaceScratch;
+
+template <class A>
+struct SpaceIntensity {
+  typedef SpaceScratch<A> Scratch;
+
+  HalfSpectrum<A> transform;
+
+  SpaceIntensity(int64_t height, int64_t width) : transform(height, width) {}
+
+  // Tiles of channels.
+  static int64_t groups(const IntensityArguments& x, int64_t images) { return images * tiles_of<A>(x.map); }
+  static int64_t parts(int64_t groups) { return min64(kMostParts, groups); }
+
+  void add(const IntensityArguments& x, int64_t first_image, int64_t images, int64_t first, int64_t last,
+           const Scratch& scratch, double* sums) const;
+};
+
+template <class A>
+struct SpaceScratch {
+  A* tile;
+  Complex<Vector<A>>*bins, *column, *work;
+  Vector<A>* magnitudes;
+  size_t bytes;
+
+  SpaceScratch(const IntensityArguments& x, const SpaceIntensity<A>& pool, void* memory) {
+    ScratchPieces pieces(memory);
+    pieces.take(tile, x.map.shape[2] * x.map.shape[3] * channels_in_tile<A>(x.map));
+    pieces.take(bins, x.bins());
+    pieces.take(column, x.map.shape[2]);
+    pieces.take(work, pool.transform.work());
+    pieces.take(magnitudes, x.bins());
+    bytes = pieces.bytes();
+  }
+};
+
+// Moves the sums of a few vectors, [columns][height], to where they do not drift, [height][columns].
+template <class A>
+void flush_columns(const HalfSpectrum<A>& transform, Vector<A>* magnitudes, double* sums) {
+  const int64_t height = transform.height(), columns = transform.columns();
+  for (int64_t k = 0; k < columns; ++k, magnitudes += height) {
+    for (int64_t h = 0; h < transform.bins_in_column(k); ++h) {
+      const double magnitude = sum_of_lanes<A>(magnitudes[h]);
+      sums[h * columns + k] += magnitude;
+      if (transform.is_halved(k) && is_inner(int(h), int(height))) sums[(height - h) * columns + k] += magnitude;
+      magnitudes[h] = Vector<A>{};
+    }
+  }
+}
+
+template <class A>
+void SpaceIntensity<A>::add(const IntensityArguments& x, int64_t first_image, int64_t, int64_t first, int64_t last,
+                            const Scratch& scratch, double* sums) const {
+  const int64_t channels = x.map.shape[1], in_tile = channels_in_tile<A>(x.map), height = transform.height();
+  const int64_t tiles = tiles_of<A>(x.map);
+  Prefetcher prefetcher;
+  for (int64_t group = first; group < last; ++group) {
+    const int64_t image = first_image + group / tiles, channel = group % tiles * in_tile;
+    const Block block{image, channel, min64(in_tile, channels - channel), 0, height};
+    const TileShape<A> shape = TileShape<A>::apart(padded<A>(block.channels), height * x.map.shape[3]);
+    load_tile<A>(x.map, channels, block, scratch.tile, shape);
+    const int64_t vectors = shape.lanes / kWidth<A>;
+    for (int64_t v = 0; v < vectors; ++v) {
+      transform.rows_forward({scratch.tile + v * shape.vector}, scratch.bins, scratch.work, prefetcher);
+      for (int64_t k = 0; k < transform.columns(); ++k) {
+        transform.column_forward(scratch.bins, k, scratch.column, scratch.work);
+        Vector<A>* const magnitudes = scratch.magnitudes + k * height;
+        for (int64_t h = 0; h < transform.bins_in_column(k); ++h)
+          magnitudes[h] += Functions<Vector<A>>::magnitude(scratch.column[h]);
+      }
+      if ((v + 1) % kTermsInFloat == 0 || v + 1 == vectors) flush_columns<A>(transform, scratch.magnitudes, sums);
+    }
+  }
+}
+
+}  // namespace
+
+// A constant: at the time of loading nothing may run that the processor may lack.
+constexpr IntensityKernel space_intensity_kernel = PooledIntensity<SpaceIntensity>::kernel();
+
+}  // namespace SKD_ISA
+}  // namespace skd
