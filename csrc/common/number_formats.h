@@ -42,8 +42,10 @@ SKD_HD static inline float to_float(float16 x) {
 #else
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
   if (magnitude >= 0x7c00) return bits_float(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);  // infinity, NaN
-  // Read the exponent as float's, then correct the difference of the biases (127 - 15); subnormals come out right.
-  return bits_float(sign | float_bits(bits_float(magnitude << 13) * 0x1p112f));
+  // The difference of the biases, 127 - 15, is added to the exponent. Subnormals are made of an integer: arithmetic
+  // with float's own would be noted by the processor (cpu/range_flags.h).
+  const uint32_t bits = magnitude < 0x400 ? float_bits(float(magnitude) * 0x1p-24f) : (magnitude << 13) + (112u << 23);
+  return bits_float(sign | bits);
 #endif
 }
 

@@ -17,22 +17,24 @@ namespace skd {
 namespace SKD_ISA {
 namespace {
 
-// Calls f(Index<M>()) for the length of a row, if there is a codelet.
+// Calls f(Index<radix>(), Index<M>()) for a number of channels, if there are codelets for it.
 template <class F>
-inline bool for_row_length(int64_t length, F f) {
-  switch (length) {
-    case 8: f(Index<8>()); return true;
-    case 12: f(Index<12>()); return true;
-    case 16: f(Index<16>()); return true;
-    case 20: f(Index<20>()); return true;
-    case 24: f(Index<24>()); return true;
-    case 32: f(Index<32>()); return true;
-    case 40: f(Index<40>()); return true;
-    case 48: f(Index<48>()); return true;
-    case 64: f(Index<64>()); return true;
-    case 80: f(Index<80>()); return true;
-    case 96: f(Index<96>()); return true;
-    case 128: f(Index<128>()); return true;
+inline bool for_radix_and_row(int64_t channels, F f) {
+  switch (channels) {
+    case 64: f(Index<8>(), Index<8>()); return true;
+    case 96: f(Index<8>(), Index<12>()); return true;
+    case 128: f(Index<16>(), Index<8>()); return true;
+    case 192: f(Index<16>(), Index<12>()); return true;
+    case 256: f(Index<16>(), Index<16>()); return true;
+    case 320: f(Index<16>(), Index<20>()); return true;
+    case 384: f(Index<16>(), Index<24>()); return true;
+    case 512: f(Index<16>(), Index<32>()); return true;
+    case 640: f(Index<16>(), Index<40>()); return true;
+    case 768: f(Index<16>(), Index<48>()); return true;
+    case 1024: f(Index<16>(), Index<64>()); return true;
+    case 1280: f(Index<16>(), Index<80>()); return true;
+    case 1536: f(Index<16>(), Index<96>()); return true;
+    case 2048: f(Index<16>(), Index<128>()); return true;
     default: return false;
   }
 }
@@ -43,12 +45,14 @@ class ChannelSpectrum {
 
   // Whether there is one for this number of channels.
   static bool serves(int64_t channels) {
-    const int radix = radix_of_channels(channels);
-    return channels % radix == 0 && for_row_length(channels / radix, [](auto) {});
+    return for_radix_and_row(channels, [](auto, auto) {});
   }
 
   explicit ChannelSpectrum(int channels)
-      : radix_(radix_of_channels(channels)), row_(channels / radix_), folded_(2 * row_, FftKind::real) {
+      : channels_(channels),
+        radix_(channels < 128 ? 8 : 16),
+        row_(channels / radix_),
+        folded_(2 * row_, FftKind::real) {
     for (int j = 0; j < row_; ++j) {
       for (int q = 1; q < radix_ / 2; ++q) {
         const Root root = root_of_unity(j * q, channels);
@@ -56,9 +60,9 @@ class ChannelSpectrum {
       }
     }
     std::vector<int> order;  // in which a codelet stores its bins
-    for_row_length(row_, [&](auto length) {
-      fft_forward<length>([](int) SKD_INLINED { return Complex<float>{}; },
-                          [&](int m, Complex<float>) { order.push_back(m); });
+    for_radix_and_row(channels, [&](auto, auto row) {
+      fft_forward<row>([](int) SKD_INLINED { return Complex<float>{}; },
+                       [&](int m, Complex<float>) { order.push_back(m); });
     });
     for (int q = 1; q < radix_ / 2; ++q) {
       for (int m : order) {
@@ -89,17 +93,15 @@ class ChannelSpectrum {
   // begin<kRadix, kRow>(j), and then load<kRow>(r) is channel j + kRow * r.
   template <class Columns, class Ahead>
   void first_pass(Columns columns, Complex<V>* work, Ahead& ahead) const {
-    for_row_length(row_, [&](auto length) SKD_INLINED {
-      radix_ == 16 ? transform_columns<16, length>(columns, work, ahead)
-                   : transform_columns<8, length>(columns, work, ahead);
-    });
+    for_radix_and_row(channels_,
+                      [&](auto radix, auto row) SKD_INLINED { transform_columns<radix, row>(columns, work, ahead); });
   }
 
   // yield(X) gets the bins, or their conjugates, in the order of bins().
   template <class Yield, class Ahead>
   void second_pass(Complex<V>* work, Yield yield, Ahead& ahead) const {
     const int rows = radix_ / 2 - 1;
-    for_row_length(row_, [&](auto length) SKD_INLINED {
+    for_radix_and_row(channels_, [&](auto, auto length) SKD_INLINED {
       constexpr int M = length;
       for (int q = 0; q < rows; ++q) {
         const Complex<V>* const row = work + q * M;
@@ -115,8 +117,6 @@ class ChannelSpectrum {
   }
 
  private:
-  static constexpr int radix_of_channels(int64_t channels) { return channels < 128 ? 8 : 16; }
-
   // The length of a row is a constant, for the sake of addresses, which would take as long as the arithmetic.
   template <int kRadix, int kRow, class Columns, class Ahead>
   __attribute__((noinline)) void transform_columns(Columns& columns, Complex<V>* work, Ahead& ahead) const {
@@ -142,7 +142,7 @@ class ChannelSpectrum {
     }
   }
 
-  int radix_, row_;
+  int channels_, radix_, row_;
   FftTables<float> folded_;
   std::vector<Complex<float>> twiddles_;
   std::vector<int> bins_;
@@ -167,7 +167,7 @@ struct ColumnsOfTile {
 
 // Of contiguous planes. A few addresses are kept from which the processor finds the others by itself.
 struct ColumnsOfPlanes {
-  const float* quarter[4];
+  const float* quarter[4] = {};
   int64_t stride, row, rows3;  // numbers from a channel to the next, and to those `row` and 3 `row` further
 
   ColumnsOfPlanes(const float* first, int64_t stride, const ChannelSpectrum& spectrum)

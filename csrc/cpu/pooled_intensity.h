@@ -11,7 +11,8 @@ namespace skd {
 namespace SKD_ISA {
 namespace {
 
-constexpr int64_t kMostParts = 16;  // of the images that are averaged, each with sums of its own
+// Of the images that are averaged, each with sums of its own: more threads than these have nothing to do.
+constexpr int64_t kMostParts = 16;
 
 template <class A>
 void clear(Vector<A>* magnitudes, int64_t bins) {

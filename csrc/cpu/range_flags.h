@@ -30,7 +30,7 @@ class RangeFlags {
     volatile float small = 1e-30f;
     RangeFlags flags;
     volatile float square = small * small;
-    return square < 1e-45f && flags.raised();
+    return square < 1.17549435e-38f && flags.raised();  // compared with a normal number, which notes nothing
   }
 
  private:
@@ -40,12 +40,17 @@ class RangeFlags {
 #if defined(__x86_64__)
   static constexpr unsigned kFlags =
       _MM_EXCEPT_UNDERFLOW | _MM_EXCEPT_OVERFLOW | _MM_EXCEPT_INVALID | _MM_EXCEPT_DENORM;
-  static unsigned cleared(unsigned state) { return (state & ~_MM_EXCEPT_MASK) | _MM_MASK_MASK; }
+  // Nor are subnormal numbers taken for zeros meanwhile, as torch.set_flush_denormal may have asked of one thread.
+  static unsigned cleared(unsigned state) {
+    constexpr unsigned kDenormalsAreZeros = 1 << 6;
+    return (state & ~(_MM_EXCEPT_MASK | _MM_FLUSH_ZERO_MASK | kDenormalsAreZeros)) | _MM_MASK_MASK;
+  }
   static unsigned read() {
     settle();
     return _mm_getcsr();
   }
   static void write(unsigned state) {
+    settle();
     _mm_setcsr(state);
     settle();
   }

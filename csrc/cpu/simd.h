@@ -11,7 +11,8 @@
 #include <immintrin.h>
 #endif
 
-// A test sets this itself, to run the code for AVX-512 on processors without it (tests/native).
+// Whether vectors have 16 lanes. Set before by a source that is faster with 8, and by a test that runs the code for 16
+// on processors without AVX-512 (tests/native).
 #if !defined(SKD_AVX512)
 #if defined(__AVX512F__)
 #define SKD_AVX512 1

@@ -8,8 +8,8 @@
 
 namespace skd {
 
-// Some images that are averaged are cut into parts that depend on their number and size alone: the same sums for any
-// number of threads and, of an image alone, for any batch.
+// Images that are averaged are cut into parts that depend on the map alone: the same sums for any number of threads
+// and, of an image alone, for any batch.
 struct IntensityKernel {
   std::shared_ptr<const void> (*prepare)(const IntensityArguments&);
   int64_t (*parts)(const IntensityArguments&, int64_t images);

@@ -66,14 +66,12 @@ struct Functions<SKD_ISA::Vector<float>> {
     return scaled + scaled * correction;
   }
 
-  // Where nothing needs the inverse: of 0 as well, and without a note of the processor's (RangeFlags) for numbers that
-  // are 0, normal or NaN. The exact instruction runs beside the others; only with 16 lanes it would outlast them.
+  // Where nothing needs the inverse. The exact instruction runs beside the others, takes 0 as well and is noted by the
+  // processor (RangeFlags) for subnormal numbers only; with 16 lanes it would outlast the others.
   static SKD_INLINE V square_root(V x) {
 #if SKD_AVX512
-    constexpr float least = 1.17549435e-38f;
     V unused;
-    const V size = root(x < least ? V{} + least : x, 1, unused);
-    return x < least ? x : size;
+    return root(x, 1, unused);
 #elif defined(__AVX2__)
     return V(_mm256_sqrt_ps(__m256(x)));
 #elif defined(__x86_64__)

@@ -143,7 +143,10 @@ def _forward(x, axis, scale, backend, per_image=True):
 
 
 def _registered(x, axis, scale, backend):
-    torch._check(x.ndim == 4 and axis in AXES, lambda: "spectral_intensity takes [B, C, H, W] and a known axis")
+    torch._check(
+        x.ndim == 4 and 0 not in x.shape and axis in AXES,
+        lambda: f"spectral_intensity takes [B, C, H, W] with numbers and a known axis, not {tuple(x.shape)}, {axis!r}",
+    )
     return _forward(x, axis, scale, backend)
 
 
