@@ -98,7 +98,7 @@ void add_transform(const FftPlan<A>& plan, Load load, typename PositionVectors<A
   fft_real_forward(
       plan, load,
       [&](int k, Complex<V> bin) SKD_INLINED {
-        ahead.fetch(1);
+        ahead.fetch();
         magnitudes[k] += Functions<V>::magnitude(bin);
       },
       scratch.work);
@@ -146,12 +146,11 @@ void flush_any(Vector<A>* magnitudes, int64_t bins, double* sums) {
 
 // The first pass over a vector of positions, from where they are if that can be done.
 inline void first_pass(const ChannelSpectrum& spectrum, const PositionVectors<float>& vectors, const Map& map,
-                       int64_t v, int64_t first, PositionVectors<float>::Ahead& ahead,
-                       const ChannelScratch<float>& scratch) {
+                       int64_t v, int64_t first, const ChannelScratch<float>& scratch) {
   constexpr int n = kWidth<float>;
   if (map.dtype == DType::float32 && vectors.is_contiguous(v)) {
     const ColumnsOfPlanes columns(vectors.contiguous<float>(v), map.stride[1], spectrum);
-    return spectrum.first_pass(columns, scratch.work, ahead);
+    return spectrum.first_pass(columns, scratch.work);
   }
   const float* lane[n];
   int used = 0;  // of the lanes, if each has its channels side by side
@@ -160,13 +159,13 @@ inline void first_pass(const ChannelSpectrum& spectrum, const PositionVectors<fl
   } else if (vectors.order() == Order::channels && map.dtype == DType::float32) {
     used = vectors.lanes<float>(v, lane);
   }
-  if (used == n) return spectrum.first_pass(ColumnsOfLanes(lane), scratch.work, ahead);
+  if (used == n) return spectrum.first_pass(ColumnsOfLanes(lane), scratch.work);
   if (used > 0) {
     PositionVectors<float>::load_rows(lane, used, map.shape[1], scratch.tile);
   } else {
     SKD_FOR_DTYPE(map.dtype, T, vectors.load<T>(v, scratch.tile);)
   }
-  spectrum.first_pass(ColumnsOfTile{scratch.tile}, scratch.work, ahead);
+  spectrum.first_pass(ColumnsOfTile{scratch.tile}, scratch.work);
 }
 
 // For numbers whose squares are neither too small nor too large (RangeFlags), in the order of the spectrum.
@@ -174,13 +173,15 @@ inline void add_fast(const ChannelSpectrum& spectrum, const PositionVectors<floa
                      Range range, const ChannelScratch<float>& scratch) {
   typedef Vector<float> V;
   for (int64_t v = range.begin; v < range.end; ++v) {
-    auto ahead = vectors.ahead(v);
-    first_pass(spectrum, vectors, map, v, range.first, ahead, scratch);
+    first_pass(spectrum, vectors, map, v, range.first, scratch);
     keep_rest(vectors, map, v, scratch.kept);
+    // Fetched in the second pass alone, one at a time: the first waits for lines of its own, from the second level.
+    auto ahead = vectors.ahead(v);
     V* magnitude = scratch.magnitudes;
-    spectrum.second_pass(
-        scratch.work,
-        [&](Complex<V> x) SKD_INLINED { *magnitude++ += Functions<V>::square_root(x.re * x.re + x.im * x.im); }, ahead);
+    spectrum.second_pass(scratch.work, [&](Complex<V> x) SKD_INLINED {
+      ahead.fetch();
+      *magnitude++ += Functions<V>::square_root(x.re * x.re + x.im * x.im);
+    });
   }
 }
 

@@ -86,31 +86,26 @@ class ChannelSpectrum {
   // Complex vectors that the two passes need between them.
   int64_t work() const { return (radix_ / 2 - 1) * row_ + row_ + folded_.plan().work; }
 
-  // Ahead fetches memory that is wanted later, in the two passes together a line for every other channel: three
-  // quarters of them in the first, some for every column, since many at once would wait for each other.
-
   // Columns gives the channels j, j + row(), j + 2 row(), ... of column j, one column after the other:
   // begin<kRadix, kRow>(j), and then load<kRow>(r) is channel j + kRow * r.
-  template <class Columns, class Ahead>
-  void first_pass(Columns columns, Complex<V>* work, Ahead& ahead) const {
+  template <class Columns>
+  void first_pass(Columns columns, Complex<V>* work) const {
     for_radix_and_row(channels_,
-                      [&](auto radix, auto row) SKD_INLINED { transform_columns<radix, row>(columns, work, ahead); });
+                      [&](auto radix, auto row) SKD_INLINED { transform_columns<radix, row>(columns, work); });
   }
 
   // yield(X) gets the bins, or their conjugates, in the order of bins().
-  template <class Yield, class Ahead>
-  void second_pass(Complex<V>* work, Yield yield, Ahead& ahead) const {
+  template <class Yield>
+  void second_pass(Complex<V>* work, Yield yield) const {
     const int rows = radix_ / 2 - 1;
     for_radix_and_row(channels_, [&](auto, auto length) SKD_INLINED {
       constexpr int M = length;
       for (int q = 0; q < rows; ++q) {
         const Complex<V>* const row = work + q * M;
-        ahead.fetch(M / 4);
         fft_forward<M>([&](int j) SKD_INLINED { return row[j]; }, [&](int, Complex<V> x) SKD_INLINED { yield(x); });
       }
     });
     const V* const folded = reinterpret_cast<const V*>(work + rows * row_);
-    ahead.fetch(row_ / 4);
     fft_real_forward(
         folded_.plan(), [&](int j) SKD_INLINED { return folded[j]; }, [&](int, Complex<V> x) SKD_INLINED { yield(x); },
         work + (rows + 1) * row_);
@@ -118,14 +113,13 @@ class ChannelSpectrum {
 
  private:
   // The length of a row is a constant, for the sake of addresses, which would take as long as the arithmetic.
-  template <int kRadix, int kRow, class Columns, class Ahead>
-  __attribute__((noinline)) void transform_columns(Columns& columns, Complex<V>* work, Ahead& ahead) const {
+  template <int kRadix, int kRow, class Columns>
+  __attribute__((noinline)) void transform_columns(Columns& columns, Complex<V>* work) const {
     constexpr int half = kRadix / 2;
     V* const folded = reinterpret_cast<V*>(work + (half - 1) * kRow);
     const Complex<float>* twiddle = twiddles_.data();
     for (int j = 0; j < kRow; ++j, twiddle += half - 1) {
       columns.template begin<kRadix, kRow>(j);
-      ahead.fetch(kRadix * 3 / 8);
       V even{}, odd{};
       fft_real_forward<kRadix>([&](int r) SKD_INLINED { return columns.template load<kRow>(r); },
                                [&](int q, Complex<V> x) SKD_INLINED {

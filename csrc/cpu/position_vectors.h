@@ -127,10 +127,9 @@ class PositionVectors {
   struct Ahead {
     uintptr_t at;
     int64_t step;
-    SKD_INLINE void fetch(int lines) {
-      for (int i = 0; i < lines; ++i, at += step) {
-        __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);  // not into the first level
-      }
+    SKD_INLINE void fetch() {
+      __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);  // not into the first level
+      at += step;
     }
   };
   Ahead ahead(int64_t v) const {
