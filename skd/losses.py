@@ -202,13 +202,15 @@ def _bands_of_layers(bands, students, teachers) -> list[Tensor]:
 
 
 def _scales(weights: float | Sequence[float] | None, reduction: str, count: int) -> list[float]:
-    if weights is None or isinstance(weights, Real):
-        weights = [1.0 if weights is None else weights] * count
+    shares = count if reduction == "mean" else 1
+    if weights is None:
+        return [1.0 / shares] * count
+    if isinstance(weights, Real):
+        weights = [weights] * count
     if not isinstance(weights, Sequence) or not all(isinstance(weight, Real) for weight in weights):
         raise TypeError(f"weights must be a number or a sequence of numbers, not {weights!r}; they are not learnt")
     if len(weights) != count:
         raise ValueError(f"weights has {len(weights)} numbers for {count} layers; give one per layer, or one for all")
-    shares = count if reduction == "mean" else 1
     return [float(weight) / shares for weight in weights]
 
 

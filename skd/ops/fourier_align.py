@@ -54,16 +54,16 @@ def fourier_align(
         ``[L]``, or a scalar if reduced, in float32, or in float64 if any map is float64; and per layer
         ``[2, H, W//2+1]`` of the same dtype, the student's magnitudes and the teacher's, or an empty list.
     """
-    refuse_transforms((*students, *teachers))
     needs_gradient = [torch.is_grad_enabled() and s.requires_grad for s in students]
     arguments = (students, teachers, bands, scales, match, focal, spectra, needs_gradient, backend)
-    if not is_plain_eager((*students, *teachers, *bands)):
-        losses, _, pooled = torch.ops.skd.fourier_align(*arguments)
-    elif True in needs_gradient:
-        losses, *pooled = _Eager.apply(arguments, reduce, *students)
+    if is_plain_eager((*students, *teachers, *bands)):
+        if True in needs_gradient:
+            losses, *pooled = _Eager.apply(arguments, reduce, *students)
+        else:
+            losses, _, pooled = _forward(*arguments, reduce)
         return losses, pooled
-    else:
-        losses, _, pooled = _forward(*arguments)
+    refuse_transforms((*students, *teachers))
+    losses, _, pooled = torch.ops.skd.fourier_align(*arguments)
     return losses.sum() if reduce else losses, pooled
 
 
@@ -105,16 +105,17 @@ def _describe(students, teachers, bands, scales, match, focal, gradients, needs_
 # --- Forward ---
 
 
-def _empty_outputs(students, teachers, bands, spectra, needs_gradient):
+def _empty_outputs(students, teachers, bands, spectra, needs_gradient, reduce=False):
     dtype = losses_dtype(students, teachers)
-    losses = torch.empty(len(students), dtype=dtype, device=students[0].device)
+    shape = () if reduce and len(students) == 1 else len(students)  # a single loss is the sum already
+    losses = torch.empty(shape, dtype=dtype, device=students[0].device)
     gradients = empty_gradients(students, teachers, needs_gradient, unbounded=bool(bands))
     shapes = [(2, s.shape[2], s.shape[3] // 2 + 1) for s in students] if spectra else []
     return losses, gradients, [torch.empty(shape, dtype=dtype, device=losses.device) for shape in shapes]
 
 
 def _run_reference(layers: list[dict], out: Tensor) -> None:
-    for layer, place in zip(layers, out, strict=True):
+    for layer, place in zip(layers, out.view(-1), strict=True):
         names = ("student", "teacher", "match", "bands", "focal", "inner_weight", "loss_scale", "gradient_scale")
         loss, gradient, spectra = reference.fourier_align(*(layer[name] for name in names))
         place.copy_(loss)
@@ -167,16 +168,16 @@ def _run_triton(layers: list[dict], out: Tensor) -> None:
     kernel.run(layers, out)
 
 
-# Each fills the gradients and spectra of its layers, and `out`, [L].
+# Each fills the gradients and spectra of its layers, and `out`, L numbers.
 IMPLEMENTATIONS = {"cuda": _run_cuda, "triton": _run_triton, "cpu": _run_cpu, "reference": _run_reference}
 
 
-def _forward(students, teachers, bands, scales, match, focal, spectra, needs_gradient, backend):
-    losses, gradients, pooled = _empty_outputs(students, teachers, bands, spectra, needs_gradient)
+def _forward(students, teachers, bands, scales, match, focal, spectra, needs_gradient, backend, reduce=False):
+    losses, gradients, pooled = _empty_outputs(students, teachers, bands, spectra, needs_gradient, reduce)
     layers = _describe(students, teachers, bands, scales, match, focal, gradients, needs_gradient, pooled)
     name = backends.choose(backend, losses.device, IMPLEMENTATIONS, "fourier_align", losses.dtype == torch.float64)
     IMPLEMENTATIONS[name](layers, losses)
-    return losses, gradients, pooled
+    return losses.sum() if reduce and losses.ndim else losses, gradients, pooled
 
 
 # --- Autograd, in eager mode and registered ---
@@ -194,14 +195,12 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, arguments, reduce, *_):
         students, teachers, _, scales, match, _, _, needs_gradient, backend = arguments
-        losses, gradients, pooled = _forward(*arguments)
+        losses, gradients, pooled = _forward(*arguments, reduce)
         _save(ctx, students, teachers, scales, match, needs_gradient, backend, gradients, pooled)
-        return losses.sum() if reduce else losses, *pooled
+        return losses, *pooled
 
     @staticmethod
     def backward(ctx, upstream, *_):
-        if upstream is not None and upstream.ndim == 0:
-            upstream = upstream.expand(len(ctx.numbers))
         return None, None, *student_gradients(ctx, upstream)
 
 

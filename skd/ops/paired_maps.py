@@ -29,7 +29,7 @@ def check_pairs(students, teachers, scales, needs_gradient, match: str, matches:
 
 def losses_dtype(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> torch.dtype:
     """float64 if any map is float64, float32 otherwise."""
-    return torch.float64 if torch.float64 in {x.dtype for x in (*students, *teachers)} else torch.float32
+    return torch.float64 if torch.float64 in [x.dtype for x in (*students, *teachers)] else torch.float32
 
 
 def empty_gradients(students, teachers, needs_gradient, unbounded: bool = False) -> list[Tensor]:
@@ -64,7 +64,7 @@ def save_for_backward(ctx, students, scales, numbers, needs_gradient, backend, g
 
 
 def student_gradients(ctx, upstream: Tensor | None) -> list[Tensor | None]:
-    """The students' gradients for the losses' upstream gradient, ``[L]``."""
+    """The students' gradients for the upstream gradient of the losses, ``[L]``, or of their sum."""
     if upstream is None:
         return [None] * len(ctx.numbers)
     gradients = hand_out(ctx.saved_tensors, upstream, ctx.numbers, ctx.scales, ctx.dtypes, ctx.backend)

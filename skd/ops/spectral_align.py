@@ -44,13 +44,13 @@ def spectral_align(
     Returns:
         ``[L]``, or a scalar if reduced, in float32, or in float64 if any map is float64.
     """
-    refuse_transforms((*students, *teachers))
     needs_gradient = [torch.is_grad_enabled() and s.requires_grad for s in students]
     arguments = (students, teachers, scales, match, needs_gradient, backend)
-    if is_plain_eager(students) and is_plain_eager(teachers):
+    if is_plain_eager((*students, *teachers)):
         if True in needs_gradient:
             return _Eager.apply(arguments, reduce, *students)
         return _forward(*arguments, reduce)[0]
+    refuse_transforms((*students, *teachers))
     losses = torch.ops.skd.spectral_align(*arguments)[0]
     return losses.sum() if reduce else losses
 
@@ -168,8 +168,6 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        if upstream is not None and upstream.ndim == 0:
-            upstream = upstream.expand(len(ctx.numbers))
         return None, None, *student_gradients(ctx, upstream)
 
 

@@ -67,6 +67,8 @@ def _scale_gradients_fake(stored, upstream, numbers, scales, backend):
 
 def _powers(stored, numbers, scales) -> list[float]:
     """What the upstream gradients are multiplied with: the power of two that a float16 gradient is off by, else 1."""
+    if torch.float16 not in {g.dtype for g in stored}:
+        return [1.0] * len(stored)
     return [
         math.ldexp(1.0, float16_exponent(gradient_scale(number, scale))) if g.dtype == torch.float16 else 1.0
         for g, number, scale in zip(stored, numbers, scales, strict=True)
@@ -76,12 +78,13 @@ def _powers(stored, numbers, scales) -> list[float]:
 def _scale_into(
     stored: Sequence[Tensor], outputs: Sequence[Tensor], upstream: Tensor, powers: list[float], backend: str | None
 ) -> None:
-    """``outputs[l] = stored[l] * (upstream[l] * powers[l])``; they may be the same tensors.
+    """``outputs[l] = stored[l] * (upstream[l] * powers[l])``, or with one upstream gradient for all; in place or not.
 
     An output has its stored gradient's strides, without gaps or overlaps, so that both are flat memory.
     """
     if upstream.device.type == "cpu" and backend in (None, "cpu", "reference"):
         return _scale_by_numbers(stored, outputs, upstream, powers)
+    upstream = upstream.expand(len(stored))
     in_double = torch.float64 in {g.dtype for g in stored}
     name = backends.choose(backend, upstream.device, SCALE_IMPLEMENTATIONS, "scale_gradients", in_double)
     SCALE_IMPLEMENTATIONS[name](stored, outputs, upstream, powers)
@@ -89,7 +92,8 @@ def _scale_into(
 
 def _scale_by_numbers(stored, outputs, upstream, powers) -> None:
     """On the CPU, where reading a tensor waits for nobody."""
-    for gradient, out, factor, power in zip(stored, outputs, upstream.tolist(), powers, strict=True):
+    factors = upstream.tolist() if upstream.ndim else [upstream.item()] * len(stored)
+    for gradient, out, factor, power in zip(stored, outputs, factors, powers, strict=True):
         factor *= power
         if factor != 1.0:
             # A number keeps its precision in a product with 16-bit numbers, where a 0-dim tensor is rounded first.
@@ -129,7 +133,12 @@ SCALE_IMPLEMENTATIONS = {
 
 def is_plain_eager(tensors: Sequence[Tensor]) -> bool:
     """Whether nothing traces, fakes, records or transforms these tensors, so that the dispatcher may be passed by."""
-    if torch.compiler.is_compiling() or _dispatch_modes() > 0 or _transforms() is not None:
+    if (
+        torch.compiler.is_compiling()
+        or _dispatch_modes() > 0
+        or _transforms() is not None
+        or _forward_mode_level() >= 0
+    ):
         return False
     # The dispatcher would carry out a negation that complex.conj().imag has put off.
     return _PLAIN.issuperset(map(type, tensors)) and True not in [x.is_neg() for x in tensors]
@@ -140,15 +149,23 @@ _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
 
 
+def _forward_mode_level() -> int:
+    return getattr(torch.autograd.forward_ad, "_current_level", -1)
+
+
 def refuse_transforms(tensors: Sequence[Tensor]) -> None:
-    """Raises RuntimeError where a derivative would be missing in silence: forward mode, vmap and torch.func.grad."""
+    """Raises RuntimeError where a derivative would be missing in silence: forward mode, vmap and torch.func.grad.
+
+    Tensors that :func:`is_plain_eager` holds for need not be asked.
+    """
     if torch.compiler.is_compiling():
         return
     plain = "use the plain PyTorch of skd.reference there"
     if _transforms() is not None:
         raise RuntimeError(f"skd's losses do not go through torch.func transforms or batched gradients; {plain}")
-    forward_level = getattr(torch.autograd.forward_ad, "_current_level", -1)
-    if forward_level >= 0 and any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+    if _forward_mode_level() >= 0 and any(
+        torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    ):
         raise RuntimeError(f"skd's losses have no forward-mode derivative; {plain}")
 
 
@@ -184,20 +201,20 @@ def hand_out(
 
     Args:
         stored: what the forward kept; empty tensors where no gradient was needed.
-        upstream: ``[L]``, the gradient of the losses.
+        upstream: ``[L]``, the gradient of the losses, or a scalar for all of them.
         numbers, scales: as in :func:`gradient_scale`, per layer.
         dtypes: the students'.
         backend: as asked for in the forward.
     """
-    refuse_transforms(())
-    with torch.no_grad():
-        if type(upstream) is Tensor and is_plain_eager(stored) and not _graph_is_kept():
-            # Nothing will read the stored gradients again, so they become the result without a second buffer.
-            gradients = [g.detach() for g in stored]
-            _scale_into(gradients, gradients, upstream, _powers(gradients, numbers, scales), backend)
-        else:
-            gradients = torch.ops.skd.scale_gradients(stored, upstream, numbers, scales, backend)
-        gradients = [g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True)]
     if torch.is_grad_enabled():  # create_graph
-        gradients = _OnceDifferentiable.apply(*(g.requires_grad_() for g in gradients))
-    return gradients
+        with torch.no_grad():
+            gradients = hand_out(stored, upstream, numbers, scales, dtypes, backend)
+        return _OnceDifferentiable.apply(*(g.detach().requires_grad_() for g in gradients))
+    if type(upstream) is Tensor and is_plain_eager(stored) and not _graph_is_kept():
+        # Nothing will read the stored gradients again, so they become the result without a second buffer.
+        gradients = stored
+        _scale_into(gradients, gradients, upstream, _powers(gradients, numbers, scales), backend)
+    else:
+        refuse_transforms(())
+        gradients = torch.ops.skd.scale_gradients(stored, upstream.expand(len(stored)), numbers, scales, backend)
+    return [g if g.dtype == dtype else g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True)]
