@@ -345,7 +345,7 @@ def cxx_commands(
     """Compile and link commands of skd._cpu. CXXFLAGS come before the flags the kernels depend on, LDFLAGS last."""
     compile_ = [*cxx, *shlex.split(env.get("CXXFLAGS", "")), *CXX_FLAGS, *(f"-I{folder}" for folder in includes)]
     shared = ["-bundle", "-undefined", "dynamic_lookup"] if platform.startswith("macosx") else ["-shared", "-s"]
-    return compile_, [*cxx, *shared, "-pthread", *shlex.split(env.get("LDFLAGS", ""))]
+    return compile_, [*cxx, *shared, "-pthread", "-ldl", *shlex.split(env.get("LDFLAGS", ""))]
 
 
 def nvcc_commands(

@@ -117,6 +117,16 @@ def instruction_set() -> str:
     return str(extension.instruction_set())
 
 
+def kernel_threads() -> str:
+    """Whose threads the compiled CPU kernels run on."""
+    from skd.ops import backends
+
+    extension = backends.load("cpu")
+    if isinstance(extension, str):
+        return f"none: {extension}"
+    return "PyTorch's" if extension.shares_threads() else "their own (this PyTorch has no OpenMP to share)"
+
+
 def version() -> str:
     """The version of skd."""
     import skd
@@ -232,6 +242,7 @@ def _built() -> dict:
         facts[name] = "yes" if entry.get("built") else f"no: {entry.get('reason') or 'the build left no reason'}"
         facts |= {f"{name} {key.replace('_', ' ')}": value for key, value in details.items()}
     facts["instruction set in use"] = _probe(instruction_set)
+    facts["threads of cpu"] = _probe(kernel_threads)
     return facts
 
 

@@ -1,5 +1,7 @@
 """What importing touches, and what a forked or compiled process can still do."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -8,8 +10,9 @@ import pytest
 from skd.ops import backends
 
 
-def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+def run(code: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -73,6 +76,38 @@ def test_a_child_forked_from_a_busy_process_still_has_a_pool():
         "        os._exit(0 if same and threads >= 2 else 1)\n"
         "    assert os.waitpid(child, 0)[1] == 0\n"
         "going = False; busy.join()"
+    )
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").is_dir(), reason="the system does not list threads")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="on one core a second thread may come too late")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "skd.spectral_loss(s, t, backend='cpu')",
+        "skd.spectral_loss(s, t, 'magnitude', backend='cpu')",
+        "skd.spectral_intensity(s, backend='cpu')",
+    ],
+)
+def test_a_call_runs_on_pytorchs_threads_and_begins_none(call):
+    if backends.backends()["cpu"] is not True:
+        pytest.skip("no compiled CPU kernels in this installation")
+    if not backends.load("cpu").shares_threads():
+        pytest.skip("this PyTorch has no OpenMP to share")
+    run(
+        "import os, time, torch, skd\n"
+        "def busy():\n"  # nanoseconds of every thread
+        "    tasks = os.listdir('/proc/self/task')\n"
+        "    return {task: int(open(f'/proc/self/task/{task}/schedstat').read().split()[0]) for task in tasks}\n"
+        "torch.set_num_threads(2)\n"
+        "s, t = torch.randn(64, 64, 28, 28), torch.randn(64, 64, 28, 28)\n"
+        "(s @ t.mT).sum()\n"  # PyTorch begins its threads
+        f"call = lambda: {call}\n"
+        "before, begin = busy(), time.monotonic()\n"
+        "while time.monotonic() < begin + 0.5: call()\n"
+        "after = busy()\n"
+        "assert before.keys() == after.keys()\n"
+        "assert sum(after[task] - before[task] > 5e7 for task in after) == 2, (before, after)"
     )
 
 

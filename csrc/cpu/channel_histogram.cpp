@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common/number_formats.h"
-#include "cpu/thread_pool.h"
+#include "cpu/parallel_for.h"
 
 namespace skd {
 namespace {
@@ -64,13 +64,15 @@ void count_image(const HistogramArguments& x, int64_t image, int64_t* holding) {
 void count_channels(const HistogramArguments& x, int threads, int64_t* holding) {
   const int64_t images = x.map.shape[0], sizes = x.map.shape[1] + 1;
   std::vector<int64_t> found(size_t(images * sizes));
-  parallel_for(images, threads, [&](int64_t image) {
-    int64_t* const own = found.data() + image * sizes;
-    switch (x.map.dtype) {
-      case DType::float32: count_image<float>(x, image, own); break;
-      case DType::float64: count_image<double>(x, image, own); break;
-      case DType::bfloat16: count_image<bfloat16>(x, image, own); break;
-      case DType::float16: count_image<float16>(x, image, own); break;
+  parallel_for(images, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) {
+      int64_t* const own = found.data() + image * sizes;
+      switch (x.map.dtype) {
+        case DType::float32: count_image<float>(x, image, own); break;
+        case DType::float64: count_image<double>(x, image, own); break;
+        case DType::bfloat16: count_image<bfloat16>(x, image, own); break;
+        case DType::float16: count_image<float16>(x, image, own); break;
+      }
     }
   });
   for (size_t i = 0; i < found.size(); ++i) holding[i % size_t(sizes)] += found[i];

@@ -18,7 +18,8 @@ struct FourierKernel {
   int64_t (*items)(const FourierLayer&);
   size_t (*scratch_bytes)(const FourierLayer&);
   // The item's share of the layer's sum; and, where spectra are wanted, of its magnitudes' sums [2][H][W//2+1].
-  double (*run)(const FourierLayer&, int64_t item, void* scratch, double* spectra);
+  // `goes_on`: this thread does the next item after it.
+  double (*run)(const FourierLayer&, int64_t item, bool goes_on, void* scratch, double* spectra);
 };
 
 namespace baseline {

@@ -11,6 +11,7 @@
 #include "cpu/channel_histogram.h"
 #include "cpu/instruction_sets.h"
 #include "cpu/operations.h"
+#include "cpu/pytorch_threads.h"
 
 namespace py = pybind11;
 
@@ -25,6 +26,8 @@ PYBIND11_MODULE(_cpu, m) {
   py::list names;
   for (const InstructionSet& each : supported_instruction_sets()) names.append(each.name);
   m.attr("supported_instruction_sets") = names;
+
+  m.def("shares_threads", &pytorch_has_threads, "Whether calls run on PyTorch's threads, or on some of their own.");
 
   bind_layers(m);
   bind_fourier_layers(m);

@@ -10,7 +10,7 @@
 #include <numeric>
 
 #include "cpu/instruction_sets.h"
-#include "cpu/thread_pool.h"
+#include "cpu/parallel_for.h"
 
 namespace skd {
 namespace {
@@ -78,12 +78,15 @@ class Items {
     return std::accumulate(shares_.begin() + first_[layer], shares_.begin() + first_[layer + 1], 0.0);
   }
 
-  // share = run(layer, item of the layer)
+  // share = run(layer, item of the layer, whether this thread goes on with the layer's next item)
   template <class Run>
   void run(int threads, Run run) {
-    parallel_for(first_.back(), threads, [&](int64_t item) {
-      const size_t layer = size_t(std::upper_bound(first_.begin(), first_.end(), item) - first_.begin() - 1);
-      shares_[size_t(item)] = run(layer, item - first_[layer]);
+    parallel_for(first_.back(), threads, [&](int64_t begin, int64_t end) {
+      size_t layer = 0;
+      for (int64_t item = begin; item < end; ++item) {
+        while (item >= first_[layer + 1]) ++layer;
+        shares_[size_t(item)] = run(layer, item - first_[layer], item + 1 < std::min(end, first_[layer + 1]));
+      }
     });
   }
 
@@ -118,7 +121,7 @@ void spectral_align(const std::vector<AlignArguments>& arguments, int threads, u
     if (!empty) scratch = std::max(scratch, kernel.scratch_bytes(layer));
     numbers += std::max(numbers_of(layer.student), numbers_of(layer.teacher));
   }
-  items.run(useful_threads(threads, numbers), [&](size_t layer, int64_t item) {
+  items.run(useful_threads(threads, numbers), [&](size_t layer, int64_t item, bool) {
     return kernel.run(layers[layer], item, scratch_of_this_thread(scratch));
   });
 
@@ -149,9 +152,9 @@ void fourier_align(const std::vector<FourierArguments>& arguments, int threads, 
   };
   std::vector<std::vector<double>> spectra;  // per layer, of every item
   for (size_t l = 0; l < layers.size(); ++l) spectra.emplace_back(size_t(bins_of(layers[l]) * items.count(l)));
-  items.run(useful_threads(threads, numbers), [&](size_t l, int64_t item) {
+  items.run(useful_threads(threads, numbers), [&](size_t l, int64_t item, bool goes_on) {
     double* const sums = layers[l].spectra == nullptr ? nullptr : spectra[l].data() + item * bins_of(layers[l]);
-    return kernel.run(layers[l], item, scratch_of_this_thread(scratch), sums);
+    return kernel.run(layers[l], item, goes_on, scratch_of_this_thread(scratch), sums);
   });
 
   for (size_t l = 0; l < layers.size(); ++l) {
@@ -175,9 +178,11 @@ void spectral_intensity(const IntensityArguments& x, bool per_image, int threads
   const int64_t averaged = per_image ? 1 : images, rows = images / averaged, parts = kernel.parts(x, averaged);
   const size_t scratch = kernel.scratch_bytes(x, prepared.get());
   std::vector<double> sums(size_t(rows * parts * bins));
-  parallel_for(rows * parts, useful_threads(threads, numbers_of(x.map)), [&](int64_t item) {
-    kernel.run(x, prepared.get(), item / parts * averaged, averaged, item % parts, scratch_of_this_thread(scratch),
-               sums.data() + item * bins);
+  parallel_for(rows * parts, useful_threads(threads, numbers_of(x.map)), [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      kernel.run(x, prepared.get(), item / parts * averaged, averaged, item % parts, scratch_of_this_thread(scratch),
+                 sums.data() + item * bins);
+    }
   });
   const double scale = x.scale / double(x.transforms() * averaged);
   for (int64_t row = 0; row < rows; ++row) {  // the sums of its first part become those of all

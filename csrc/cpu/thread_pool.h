@@ -1,13 +1,13 @@
-// Threads for loops over items. The caller works too and waits only for threads that have begun: a thread the scheduler
-// has not woken yet delays nobody, so a busy machine costs no more than one thread's speed.
+// Threads of our own, where PyTorch has none to share. The caller works too and waits only for threads that have begun:
+// a thread the scheduler has not woken yet delays nobody.
 #pragma once
 
-#include <cstdint>
 #include <functional>
 
 namespace skd {
 
-// Calls run(item) once for every item in [0, items), on at most `threads` threads, in no order.
-void parallel_for(int64_t items, int threads, const std::function<void(int64_t)>& run);
+// Calls work() on this thread, and on up to `threads` - 1 others as they wake up; it must not throw. False, without a
+// call, if another thread has the pool.
+bool run_in_pool(int threads, const std::function<void()>& work);
 
 }  // namespace skd
