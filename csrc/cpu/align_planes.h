@@ -35,8 +35,8 @@ inline Vector<A> sum_over_lanes(Vector<A> v) {
 template <class A, class T, int kCount>
 inline void average_planes(const T* plane, int64_t stride, int64_t count, int64_t positions, A* out) {
   const A scale = A(1) / A(count);
-  const bool whole = for_each_vector<A>(positions, [&](int64_t p) {
-    Access<A, A>::store(out + p, add_planes<A, T, kCount>(plane + p, stride, count) * scale);
+  const bool whole = for_each_vector<kWidth<A>>(positions, [&](int64_t p) {
+    Access<A, A>::store(out + p, add_planes<Vector<A>, T, kCount>(plane + p, stride, count) * scale);
   });
   if (whole) return;
   for (int64_t p = 0; p < positions; ++p) out[p] = add_planes_at<A, T>(plane + p, stride, count) * scale;
@@ -118,8 +118,8 @@ void scale_planes(const A* difference, A* gradient, int64_t count, A gradient_sc
 
 template <class A, class T>
 inline void store_plane(const A* gradient, int64_t positions, T* out) {
-  const bool whole =
-      for_each_vector<A>(positions, [&](int64_t p) { Access<A, T>::store(out + p, Access<A, A>::load(gradient + p)); });
+  const bool whole = for_each_vector<kWidth<A>>(
+      positions, [&](int64_t p) { Access<A, T>::store(out + p, Access<A, A>::load(gradient + p)); });
   for (int64_t p = 0; !whole && p < positions; ++p) from_float(gradient[p], out[p]);
 }
 
@@ -135,13 +135,14 @@ inline void stream_copy(const A* from, A* to, int64_t count) {
 // [positions][lanes] -> [lanes][positions]
 template <class A>
 inline void tile_to_planes(const A* tile, int64_t positions, int64_t lanes, A* planes) {
-  constexpr int n = kWidth<A>;
+  constexpr int n = kPart<A>;
+  typedef VectorAccess<Part<A>, A> Numbers;
   for (int64_t first = 0; first < lanes; first += n) {
-    const bool whole = for_each_vector<A>(positions, [&](int64_t p) {
-      Vector<A> rows[n];
-      for (int i = 0; i < n; ++i) rows[i] = Access<A, A>::load(tile + (p + i) * lanes + first);
-      transpose<A>(rows);
-      for (int i = 0; i < n; ++i) Access<A, A>::store(planes + (first + i) * positions + p, rows[i]);
+    const bool whole = for_each_vector<n>(positions, [&](int64_t p) {
+      Part<A> rows[n];
+      for (int i = 0; i < n; ++i) rows[i] = Numbers::load(tile + (p + i) * lanes + first);
+      transpose(rows);
+      for (int i = 0; i < n; ++i) Numbers::store(planes + (first + i) * positions + p, rows[i]);
     });
     for (int64_t p = 0; !whole && p < positions; ++p) {
       for (int i = 0; i < n; ++i) planes[(first + i) * positions + p] = tile[p * lanes + first + i];

@@ -18,9 +18,9 @@ namespace skd {
 namespace SKD_ISA {
 namespace {
 
-// A map's tile, in the second-level cache. Planes leave room for the next block's memory; of token maps all channels at
-// a time are better, for these are one stretch of memory, which the processor foresees.
-constexpr int64_t kPlanesBytes = 64 << 10, kTokensBytes = 192 << 10;
+// A map's tile, if more than a line of lanes fits. Both maps' and what they were read from stay in the second-level
+// cache, beside the next block's memory.
+constexpr int64_t kTileBytes = 25 << 10;
 constexpr int64_t kUnitsInItem = 8;
 constexpr int64_t kFewItems = 16;   // that are still enough for many threads
 constexpr int64_t kMostItems = 64;  // of a layer with spectra: each keeps sums of its own
@@ -68,8 +68,7 @@ struct FourierCut {
     width = min64(n[1], layer.teacher.shape[1]);
     const int64_t lines = divide_up(width, kLanes<A>);
     const int64_t line = kLanes<A> * n[2] * n[3] * int64_t(sizeof(A));
-    const bool tokens = order_of(layer.student) == Order::channels && order_of(layer.teacher) == Order::channels;
-    const int64_t fitting = tokens ? kTokensBytes / line : min64(8, kPlanesBytes / line);
+    const int64_t fitting = min64(8, kTileBytes / line);
     const int64_t shared = lines / divide_up(kFewItems, max64(1, n[0]));  // among threads, where images are few
     // A gradient that is spread over windows of the student's channels needs all of these at once.
     const int64_t most = n[1] > width ? lines : max64(1, min64(fitting, shared));
@@ -196,26 +195,12 @@ void store_gradient(const Map& gradient, const Block& block, const A* tile, Tile
   }
 }
 
-template <class A>
-void clear_magnitudes(const HalfSpectrum<A>& transform, const FourierScratch<A>& scratch) {
-  for (Vector<A>* magnitudes : scratch.magnitudes) std::fill_n(magnitudes, transform.size(), Vector<A>{});
-}
-
 // Moves the magnitudes to the sums of their item, [2][height][columns].
 template <class A>
-void flush_magnitudes(const HalfSpectrum<A>& transform, const FourierScratch<A>& scratch, double scale,
-                      double* spectra) {
-  const int64_t height = transform.height(), columns = transform.columns();
-  for (int map = 0; map < 2; ++map, spectra += height * columns) {
-    for (int64_t k = 0; k < columns; ++k) {
-      for (int64_t h = 0; h < transform.bins_in_column(k); ++h) {
-        const double magnitude = sum_of_lanes<A>(scratch.magnitudes[map][k * height + h]) * scale;
-        spectra[h * columns + k] += magnitude;
-        if (transform.is_halved(k) && is_inner(int(h), int(height))) spectra[(height - h) * columns + k] += magnitude;
-      }
-    }
+void flush_magnitudes(const Prepared<A>& prepared, const FourierScratch<A>& scratch, double* spectra) {
+  for (int map = 0; map < 2; ++map, spectra += prepared.transform.size()) {
+    prepared.transform.move_sums(scratch.magnitudes[map], prepared.spectra_scale, spectra);
   }
-  clear_magnitudes(transform, scratch);
 }
 
 template <class A>
@@ -240,7 +225,7 @@ double align_block(const FourierArguments& layer, const Prepared<A>& prepared, c
     align_lanes<A>(layer, prepared, scratch, {scratch.student + v * shape.vector}, {scratch.teacher + v * shape.vector},
                    prefetcher, sum);
     if (spectra != nullptr && ++pending == kTermsInFloat) {
-      flush_magnitudes(transform, scratch, prepared.spectra_scale, spectra);
+      flush_magnitudes(prepared, scratch, spectra);
       pending = 0;
     }
   }
@@ -256,7 +241,7 @@ double align_block(const FourierArguments& layer, const Prepared<A>& prepared, c
 }
 
 template <class A>
-double run_as(const FourierLayer& layer, int64_t item, void* memory, double* spectra) {
+double run_as(const FourierLayer& layer, int64_t item, bool goes_on, void* memory, double* spectra) {
   const auto& prepared = *static_cast<const Prepared<A>*>(layer.prepared.get());
   const FourierCut<A> cut(layer);
   const FourierScratch<A> scratch(layer, cut, prepared.transform, memory);
@@ -267,12 +252,15 @@ double run_as(const FourierLayer& layer, int64_t item, void* memory, double* spe
   double sum = 0;
   const int64_t last = (item + 1) * cut.units / cut.items;
   int64_t pending = 0;  // vectors whose magnitudes are not in the spectra yet
-  if (spectra != nullptr) clear_magnitudes(prepared.transform, scratch);
+  for (int map = 0; spectra != nullptr && map < 2; ++map) {
+    std::fill_n(scratch.magnitudes[map], prepared.transform.size(), Vector<A>{});
+  }
   for (int64_t unit = item * cut.units / cut.items; unit < last; ++unit) {
     const Block block = block_of(unit), next = block_of(unit + 1);
-    sum += align_block<A>(layer, prepared, cut, scratch, block, unit + 1 < last ? &next : nullptr, pending, spectra);
+    const bool has_next = goes_on || unit + 1 < last;
+    sum += align_block<A>(layer, prepared, cut, scratch, block, has_next ? &next : nullptr, pending, spectra);
   }
-  if (pending > 0) flush_magnitudes(prepared.transform, scratch, prepared.spectra_scale, spectra);
+  if (pending > 0) flush_magnitudes(prepared, scratch, spectra);
   return sum;
 }
 
@@ -301,9 +289,9 @@ size_t scratch_bytes(const FourierLayer& layer) {
   return in_double(layer) ? scratch_bytes_as<double>(layer) : scratch_bytes_as<float>(layer);
 }
 
-double run(const FourierLayer& layer, int64_t item, void* scratch, double* spectra) {
-  return in_double(layer) ? run_as<double>(layer, item, scratch, spectra)
-                          : run_as<float>(layer, item, scratch, spectra);
+double run(const FourierLayer& layer, int64_t item, bool goes_on, void* scratch, double* spectra) {
+  return in_double(layer) ? run_as<double>(layer, item, goes_on, scratch, spectra)
+                          : run_as<float>(layer, item, goes_on, scratch, spectra);
 }
 
 }  // namespace

@@ -85,7 +85,7 @@ class PositionVectors {
     for (; c + n <= channels; c += n) {
       Vector<A> block[n];
       for (int i = 0; i < n; ++i) block[i] = i < used ? Access<A, T>::load(row[i] + c) : Vector<A>{};
-      transpose<A>(block);
+      transpose(block);
       for (int i = 0; i < n; ++i) Access<A, A>::store(tile + (c + i) * n, block[i]);
     }
     for (; c < channels; ++c) {

@@ -1,7 +1,8 @@
 // Memory that is wanted soon, fetched while something else is computed.
 //
 // A processor has room for some 20 lines on their way; a burst of more waits for them instead of computing. So what is
-// to be fetched is announced first, and goes a few lines at a time, in steps between pieces of arithmetic.
+// to be fetched is announced first, and goes a few lines at a time, in steps between pieces of arithmetic. It goes into
+// the second-level cache: in the first it would take the place of what is computed with.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +50,7 @@ class Prefetcher {
 
   SKD_INLINE void step() {
     for (int64_t i = 0; i < lines_in_step_ && at_ < end_; ++i) {
-      __builtin_prefetch(at_);
+      __builtin_prefetch(at_, 0, 2);
       at_ += kLine;
       if (at_ >= end_) next_piece();
     }

@@ -4,7 +4,10 @@
 // function shared between those objects could be run on a processor that lacks them.
 #pragma once
 
+#include <type_traits>
+
 #include "common/alignment.h"
+#include "common/fft_codelets.h"
 #include "common/number_formats.h"
 
 #if defined(__x86_64__)
@@ -33,25 +36,26 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-template <class A>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t index __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct VectorOf<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t index __attribute__((vector_size(kVectorBytes)));
+// What goes across lanes or reads at any address takes vectors of 32 bytes at most: on Zen 4, transposing larger ones,
+// from rows that begin anywhere in a line, takes twice as long.
+constexpr int kPartBytes = kVectorBytes < 32 ? kVectorBytes : 32;
+
+template <class A, int kBytes = kVectorBytes>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(kBytes)));
+  typedef std::conditional_t<sizeof(A) == 8, int64_t, std::conditional_t<sizeof(A) == 4, int32_t, int16_t>> Integer;
+  typedef Integer index __attribute__((vector_size(kBytes)));
 };
 template <class A>
 using Vector = typename VectorOf<A>::type;
 template <class A>
+using Part = typename VectorOf<A, kPartBytes>::type;
+template <class A>
 constexpr int kWidth = kVectorBytes / int(sizeof(A));
+template <class A>
+constexpr int kPart = kPartBytes / int(sizeof(A));
 
 typedef uint32_t Bits32 __attribute__((vector_size(kVectorBytes)));
-typedef uint16_t Bits16 __attribute__((vector_size(kVectorBytes / 2)));
 
 template <class To, class From>
 inline To bit_cast(const From& from) {
@@ -68,64 +72,73 @@ inline V load_bits(const T* p) {
   return v;
 }
 
-// kWidth<A> consecutive numbers.
-template <class A, class T>
-struct Access {
-  static inline Vector<A> load(const T* p) {
-    Vector<A> v;
-    for (int i = 0; i < kWidth<A>; ++i) v[i] = A(to_float(p[i]));
-    return v;
-  }
-  static inline void store(T* p, Vector<A> v) {
-    for (int i = 0; i < kWidth<A>; ++i) from_float(v[i], p[i]);
-  }
-};
-
-template <class A>
-struct Access<A, A> {
-  static inline Vector<A> load(const A* p) { return load_bits<Vector<A>>(p); }
-  static inline void store(A* p, Vector<A> v) { __builtin_memcpy(p, &v, sizeof v); }
-};
-
-template <>
-struct Access<float, bfloat16> {
-  static inline Vector<float> load(const bfloat16* p) {
-    return bit_cast<Vector<float>>(__builtin_convertvector(load_bits<Bits16>(p), Bits32) << 16);
-  }
-  static inline void store(bfloat16* p, Vector<float> v) {
-    const Bits32 bits = bit_cast<Bits32>(v);
-    const Bits32 rounded = bits + 0x7fff + (bits >> 16 & 1);
-    const Bits32 is_nan = bit_cast<Bits32>(v != v);
-    const Bits32 kept = (is_nan & (bits | 0x400000)) | (~is_nan & rounded);
-    const Bits16 out = __builtin_convertvector(kept >> 16, Bits16);
-    __builtin_memcpy(p, &out, sizeof out);
-  }
-};
-
+#if defined(__F16C__)
+inline void load_halves(const float16* p, VectorOf<float, 32>::type& v) {
+  v = VectorOf<float, 32>::type(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline void store_halves(float16* p, VectorOf<float, 32>::type v) {
+  const __m128i out = _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), out);
+}
+#endif
 #if SKD_AVX512
 // Masked, with all lanes: of the plain ones GCC 12 believes that they read an uninitialised number.
-template <>
-struct Access<float, float16> {
-  static inline Vector<float> load(const float16* p) {
-    return Vector<float>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-  }
-  static inline void store(float16* p, Vector<float> v) {
-    const __m256i out = _mm512_maskz_cvtps_ph(0xffff, __m512(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), out);
-  }
-};
-#elif defined(__F16C__)
-template <>
-struct Access<float, float16> {
-  static inline Vector<float> load(const float16* p) {
-    return Vector<float>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-  }
-  static inline void store(float16* p, Vector<float> v) {
-    const __m128i out = _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), out);
-  }
-};
+inline void load_halves(const float16* p, VectorOf<float, 64>::type& v) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  v = VectorOf<float, 64>::type(_mm512_maskz_cvtph_ps(0xffff, halves));
+}
+inline void store_halves(float16* p, VectorOf<float, 64>::type v) {
+  const __m256i out = _mm512_maskz_cvtps_ph(0xffff, __m512(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), out);
+}
 #endif
+
+// As many consecutive numbers as V has lanes.
+template <class V, class T>
+struct VectorAccess {
+  typedef Element<V> A;
+  static constexpr int kLanes = int(sizeof(V) / sizeof(A));
+#if defined(__F16C__)
+  static constexpr bool kHasHalves = true;
+#else
+  static constexpr bool kHasHalves = false;
+#endif
+  typedef typename VectorOf<uint32_t, 4 * kLanes>::type Bits;
+  typedef typename VectorOf<uint16_t, 2 * kLanes>::type Upper;
+
+  static inline V load(const T* p) {
+    V v;
+    if constexpr (std::is_same<A, T>::value) {
+      v = load_bits<V>(p);
+    } else if constexpr (std::is_same<A, float>::value && std::is_same<T, bfloat16>::value) {
+      v = bit_cast<V>(__builtin_convertvector(load_bits<Upper>(p), Bits) << 16);
+    } else if constexpr (std::is_same<A, float>::value && std::is_same<T, float16>::value && kHasHalves) {
+      load_halves(p, v);
+    } else {
+      for (int i = 0; i < kLanes; ++i) v[i] = A(to_float(p[i]));
+    }
+    return v;
+  }
+
+  static inline void store(T* p, V v) {
+    if constexpr (std::is_same<A, T>::value) {
+      __builtin_memcpy(p, &v, sizeof v);
+    } else if constexpr (std::is_same<A, float>::value && std::is_same<T, bfloat16>::value) {
+      const Bits bits = bit_cast<Bits>(v);
+      const Bits rounded = bits + 0x7fff + (bits >> 16 & 1);
+      const Bits is_nan = bit_cast<Bits>(v != v);
+      const Bits kept = (is_nan & (bits | 0x400000)) | (~is_nan & rounded);
+      const Upper out = __builtin_convertvector(kept >> 16, Upper);
+      __builtin_memcpy(p, &out, sizeof out);
+    } else if constexpr (std::is_same<A, float>::value && std::is_same<T, float16>::value && kHasHalves) {
+      store_halves(p, v);
+    } else {
+      for (int i = 0; i < kLanes; ++i) from_float(v[i], p[i]);
+    }
+  }
+};
+template <class A, class T>
+using Access = VectorAccess<Vector<A>, T>;
 
 // Stores past the caches, to an address aligned to a vector; finish_streams() before anybody else may read.
 template <class A>
@@ -155,14 +168,16 @@ template <int... I>
 struct CountTo<0, I...> {
   using type = Lanes<I...>;
 };
+template <class V>
+using LanesOf = typename CountTo<int(sizeof(V) / sizeof(Element<V>))>::type;
 template <class A>
-using AllLanes = typename CountTo<kWidth<A>>::type;
+using AllLanes = LanesOf<Vector<A>>;
 
 // Numbers of a and b in the order of the indices, which count through both.
 #if defined(__clang__) || __GNUC__ >= 12
 #define SKD_SHUFFLE(A, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define SKD_SHUFFLE(A, a, b, ...) __builtin_shuffle(a, b, typename VectorOf<A>::index{__VA_ARGS__})
+#define SKD_SHUFFLE(A, a, b, ...) __builtin_shuffle(a, b, typename VectorOf<A, int(sizeof(a))>::index{__VA_ARGS__})
 #endif
 
 // Every second of the 2n numbers a, b, from `First` on.
@@ -172,9 +187,9 @@ inline Vector<A> every_second(Vector<A> a, Vector<A> b, Lanes<I...>) {
 }
 
 // a b a b ... from number `First` of each on.
-template <class A, int First, int... I>
-inline Vector<A> interleaved(Vector<A> a, Vector<A> b, Lanes<I...>) {
-  return SKD_SHUFFLE(A, a, b, (First + I / 2 + (I % 2) * kWidth<A>)...);
+template <int First, class V, int... I>
+inline V interleaved(V a, V b, Lanes<I...>) {
+  return SKD_SHUFFLE(Element<V>, a, b, (First + I / 2 + (I % 2) * int(sizeof...(I)))...);
 }
 
 // Of every four numbers of a and of b: two from `First` on in turn (a b a b), or as pairs (a a b b).
@@ -265,40 +280,47 @@ inline double sum_of_lanes(Vector<A> v) {
   return sum.folded();
 }
 
-// The transpose of a square block of kWidth rows.
-template <class A>
-inline void transpose(Vector<A>* rows) {
-  constexpr int n = kWidth<A>;
-#if defined(__AVX2__) && !SKD_AVX512
-  if constexpr (n == 8) {
-    // Pairs, then quadruples within 128-bit halves, then the halves themselves: 24 shuffles.
-    __m256 pair[8], four[8];
-    for (int i = 0; i < 8; i += 2) {
-      pair[i] = _mm256_unpacklo_ps(__m256(rows[i]), __m256(rows[i + 1]));
-      pair[i + 1] = _mm256_unpackhi_ps(__m256(rows[i]), __m256(rows[i + 1]));
-    }
-    for (int i = 0; i < 8; i += 4) {
-      four[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
-      four[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
-      four[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
-      four[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
-    }
+#if defined(__AVX2__)
+// Pairs, then quadruples, of rows i and i + 2 within halves of 128 bits.
+inline void transpose_fours(const __m256* rows, __m256* fours) {
+  __m256 pair[4];
+  for (int i = 0; i < 4; i += 2) {
+    pair[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  fours[0] = _mm256_shuffle_ps(pair[0], pair[2], 0x44);
+  fours[1] = _mm256_shuffle_ps(pair[0], pair[2], 0xee);
+  fours[2] = _mm256_shuffle_ps(pair[1], pair[3], 0x44);
+  fours[3] = _mm256_shuffle_ps(pair[1], pair[3], 0xee);
+}
+#endif
+
+// The transpose of a square block of as many rows as V has lanes.
+template <class V>
+inline void transpose(V* rows) {
+  constexpr int n = int(sizeof(V) / sizeof(rows[0][0]));
+#if defined(__AVX2__)
+  if constexpr (n == 8 && sizeof(V) == 32) {  // fours within halves, then the halves: 24 shuffles
+    __m256 given[8], four[8];
+    for (int i = 0; i < 8; ++i) given[i] = __m256(rows[i]);
+    transpose_fours(given, four);
+    transpose_fours(given + 4, four + 4);
     for (int i = 0; i < 4; ++i) {
-      rows[i] = Vector<A>(_mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
-      rows[i + 4] = Vector<A>(_mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
+      rows[i] = V(_mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
+      rows[i + 4] = V(_mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
     }
     return;
   }
 #endif
   // Interleaving row i with row i + n/2, log2(n) times over, carries every element across the diagonal.
-  Vector<A> other[n];
-  Vector<A>*from = rows, *to = other;
+  V other[n];
+  V *from = rows, *to = other;
   for (int step = n; step > 1; step /= 2) {
     for (int i = 0; i < n / 2; ++i) {
-      to[2 * i] = interleaved<A, 0>(from[i], from[i + n / 2], AllLanes<A>());
-      to[2 * i + 1] = interleaved<A, n / 2>(from[i], from[i + n / 2], AllLanes<A>());
+      to[2 * i] = interleaved<0>(from[i], from[i + n / 2], LanesOf<V>());
+      to[2 * i + 1] = interleaved<n / 2>(from[i], from[i + n / 2], LanesOf<V>());
     }
-    Vector<A>* swap = from;
+    V* swap = from;
     from = to;
     to = swap;
   }
@@ -306,6 +328,20 @@ inline void transpose(Vector<A>* rows) {
     for (int i = 0; i < n; ++i) rows[i] = from[i];
   }
 }
+
+#if defined(__AVX2__)
+// Four vectors, `step` apart, transposed: every lane's numbers to an address of its own, `apart` from each other. Half
+// the shuffles of square blocks, and no write across two lines if these addresses are multiples of 16 bytes.
+inline void store_transposed_fours(const float* vectors, int64_t step, float* out, int64_t apart) {
+  __m256 rows[4], four[4];
+  for (int i = 0; i < 4; ++i) rows[i] = _mm256_loadu_ps(vectors + i * step);
+  transpose_fours(rows, four);
+  for (int i = 0; i < 4; ++i) {
+    _mm_storeu_ps(out + i * apart, _mm256_castps256_ps128(four[i]));
+    _mm_storeu_ps(out + (i + 4) * apart, _mm256_extractf128_ps(four[i], 1));
+  }
+}
+#endif
 
 // Four numbers at each of as many addresses as there are lanes, transposed: with fewer shuffles than square blocks, as
 // the halves of a vector are loaded to where they belong.

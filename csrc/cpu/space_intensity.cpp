@@ -11,10 +11,10 @@ namespace skd {
 namespace SKD_ISA {
 namespace {
 
-// Channels of a tile.
+// Channels of a tile: few, so that it and what it is read from stay in the second-level cache beside the next one's.
 template <class A>
 int64_t channels_in_tile(const Map& map) {
-  constexpr int64_t kTileBytes = 128 << 10;
+  constexpr int64_t kTileBytes = 25 << 10;
   const int64_t line = kLanes<A> * map.shape[2] * map.shape[3] * int64_t(sizeof(A));
   return kLanes<A> * min64(divide_up(map.shape[1], kLanes<A>), min64(16, max64(1, kTileBytes / line)));
 }
@@ -61,41 +61,35 @@ struct SpaceScratch {
   }
 };
 
-// Moves the sums of a few vectors, [columns][height], to where they do not drift, [height][columns].
-template <class A>
-void flush_columns(const HalfSpectrum<A>& transform, Vector<A>* magnitudes, double* sums) {
-  const int64_t height = transform.height(), columns = transform.columns();
-  for (int64_t k = 0; k < columns; ++k, magnitudes += height) {
-    for (int64_t h = 0; h < transform.bins_in_column(k); ++h) {
-      const double magnitude = sum_of_lanes<A>(magnitudes[h]);
-      sums[h * columns + k] += magnitude;
-      if (transform.is_halved(k) && is_inner(int(h), int(height))) sums[(height - h) * columns + k] += magnitude;
-      magnitudes[h] = Vector<A>{};
-    }
-  }
-}
-
 template <class A>
 void SpaceIntensity<A>::add(const IntensityArguments& x, int64_t first_image, int64_t, int64_t first, int64_t last,
                             const Scratch& scratch, double* sums) const {
   const int64_t channels = x.map.shape[1], in_tile = channels_in_tile<A>(x.map), height = transform.height();
   const int64_t tiles = tiles_of<A>(x.map);
-  Prefetcher prefetcher;
+  const auto block_of = [&](int64_t group) {
+    const int64_t channel = group % tiles * in_tile;
+    return Block{first_image + group / tiles, channel, min64(in_tile, channels - channel), 0, height};
+  };
   for (int64_t group = first; group < last; ++group) {
-    const int64_t image = first_image + group / tiles, channel = group % tiles * in_tile;
-    const Block block{image, channel, min64(in_tile, channels - channel), 0, height};
+    const Block block = block_of(group);
     const TileShape<A> shape = TileShape<A>::apart(padded<A>(block.channels), height * x.map.shape[3]);
     load_tile<A>(x.map, channels, block, scratch.tile, shape);
     const int64_t vectors = shape.lanes / kWidth<A>;
+    Prefetcher prefetcher;  // of the next tile
+    if (group + 1 < last) {
+      prefetcher.add(x.map, channels, block_of(group + 1));
+      prefetcher.divide(vectors * (height + transform.columns()));
+    }
     for (int64_t v = 0; v < vectors; ++v) {
       transform.rows_forward({scratch.tile + v * shape.vector}, scratch.bins, scratch.work, prefetcher);
       for (int64_t k = 0; k < transform.columns(); ++k) {
+        prefetcher.step();
         transform.column_forward(scratch.bins, k, scratch.column, scratch.work);
         Vector<A>* const magnitudes = scratch.magnitudes + k * height;
         for (int64_t h = 0; h < transform.bins_in_column(k); ++h)
           magnitudes[h] += Functions<Vector<A>>::magnitude(scratch.column[h]);
       }
-      if ((v + 1) % kTermsInFloat == 0 || v + 1 == vectors) flush_columns<A>(transform, scratch.magnitudes, sums);
+      if ((v + 1) % kTermsInFloat == 0 || v + 1 == vectors) transform.move_sums(scratch.magnitudes, 1, sums);
     }
   }
 }

@@ -78,11 +78,10 @@ inline T* at(const Map& map, int64_t image, int64_t channel, int64_t row) {
     } break;                         \
   }
 
-// Calls visit(p) for vectors at p that cover [0, positions), the last one shifted back to end there. False if they are
-// fewer than one vector.
-template <class A, class Visit>
+// Calls visit(p) for vectors of n at p that cover [0, positions), the last one shifted back to end there. False if they
+// are fewer than one vector.
+template <int n, class Visit>
 inline bool for_each_vector(int64_t positions, Visit visit) {
-  constexpr int n = kWidth<A>;
   if (positions < n) return false;
   int64_t p = 0;
   for (; p + n <= positions; p += n) visit(p);
@@ -106,11 +105,11 @@ struct AdjacentSums<A, T, 1> {
 };
 
 // One vector of positions: the sum of kCount planes `stride` apart; kCount 0 is any number.
-template <class A, class T, int kCount>
-inline Vector<A> add_planes(const T* p, int64_t stride, int64_t count) {
-  Vector<A> sum = Access<A, T>::load(p);
+template <class V, class T, int kCount>
+inline V add_planes(const T* p, int64_t stride, int64_t count) {
+  V sum = VectorAccess<V, T>::load(p);
   if (kCount > 0) count = kCount;
-  for (int64_t c = 1; c < count; ++c) sum += Access<A, T>::load(p + c * stride);
+  for (int64_t c = 1; c < count; ++c) sum += VectorAccess<V, T>::load(p + c * stride);
   return sum;
 }
 
@@ -139,12 +138,13 @@ inline void load_adjacent_channels(const Map& map, const Block& block, A* tile, 
   }
 }
 
-// A vector of channels at a time: averaged along the positions, then transposed.
+// Some channels at a time: averaged along the positions, then transposed.
 template <class A, class T, int kCount>
 inline void load_planes(const Map& map, int64_t width, const Block& block, A* tile, TileShape<A> shape) {
-  constexpr int n = kWidth<A>;
+  constexpr int n = kPart<A>;
   const int64_t positions = block.rows * map.shape[3], stride = map.stride[1];
-  for (int64_t first = 0; first < block.channels; first += n, tile += shape.vector) {
+  for (int64_t first = 0; first < block.channels; first += n) {
+    A* const lanes = tile + shape.lane(first);
     const T* plane[n];
     int64_t count[n];
     A scale[n];
@@ -156,19 +156,19 @@ inline void load_planes(const Map& map, int64_t width, const Block& block, A* ti
       count[i] = window.end - window.begin;
       scale[i] = A(1) / A(count[i]);
     }
-    const int64_t ahead = n * kCount * stride;  // where the next vector of channels lies, if windows are equally long
-    const bool whole = for_each_vector<A>(positions, [&](int64_t p) {
-      Vector<A> rows[n];
+    const int64_t ahead = n * kCount * stride;  // where the next channels lie, if windows are equally long
+    const bool whole = for_each_vector<n>(positions, [&](int64_t p) {
+      Part<A> rows[n];
       for (int i = 0; i < n; ++i) {
         for (int c = 0; c < kCount; ++c) __builtin_prefetch(plane[i] + p + c * stride + ahead);
-        rows[i] = add_planes<A, T, kCount>(plane[i] + p, stride, count[i]);
+        rows[i] = add_planes<Part<A>, T, kCount>(plane[i] + p, stride, count[i]);
         if (kCount != 1) rows[i] *= scale[i];
       }
-      transpose<A>(rows);
-      for (int i = 0; i < n; ++i) Access<A, A>::store(tile + (p + i) * shape.position, rows[i]);
+      transpose(rows);
+      for (int i = 0; i < n; ++i) VectorAccess<Part<A>, A>::store(lanes + (p + i) * shape.position, rows[i]);
     });
     for (int i = 0; i < n; ++i) {
-      A* lane = tile + i;
+      A* lane = lanes + i;
       if (first + i >= block.channels) {
         for (int64_t p = 0; p < positions; ++p) lane[p * shape.position] = 0;
       } else if (!whole) {
@@ -238,19 +238,28 @@ inline void store_tile(const Map& map, const Block& block, const A* tile, TileSh
 // The same into contiguous planes.
 template <class A, class T>
 inline void store_planes(const Map& map, const Block& block, const A* tile, TileShape<A> shape) {
-  constexpr int n = kWidth<A>;
+  constexpr int n = kPart<A>;
   const int64_t positions = block.rows * map.shape[3];
-  for (int64_t first = 0; first < block.channels; first += n, tile += shape.vector) {
+  for (int64_t first = 0; first < block.channels; first += n) {
+    const A* const lanes = tile + shape.lane(first);
     const int count = int(min64(n, block.channels - first));
     T* const out = at<T>(map, block.image, block.channel + first, block.row);
-    const bool whole = for_each_vector<A>(positions, [&](int64_t p) {
-      Vector<A> rows[n];
-      for (int i = 0; i < n; ++i) rows[i] = Access<A, A>::load(tile + (p + i) * shape.position);
-      transpose<A>(rows);
-      for (int i = 0; i < count; ++i) Access<A, T>::store(out + i * map.stride[1] + p, rows[i]);
+#if defined(__AVX2__)
+    if constexpr (std::is_same<A, float>::value && std::is_same<T, float>::value) {
+      const auto store = [&](int64_t p) {
+        store_transposed_fours(lanes + p * shape.position, shape.position, out + p, map.stride[1]);
+      };
+      if (count == n && for_each_vector<4>(positions, store)) continue;
+    }
+#endif
+    const bool whole = for_each_vector<n>(positions, [&](int64_t p) {
+      Part<A> rows[n];
+      for (int i = 0; i < n; ++i) rows[i] = VectorAccess<Part<A>, A>::load(lanes + (p + i) * shape.position);
+      transpose(rows);
+      for (int i = 0; i < count; ++i) VectorAccess<Part<A>, T>::store(out + i * map.stride[1] + p, rows[i]);
     });
     for (int64_t p = 0; !whole && p < positions; ++p) {
-      for (int i = 0; i < count; ++i) from_float(tile[p * shape.position + i], out[i * map.stride[1] + p]);
+      for (int i = 0; i < count; ++i) from_float(lanes[p * shape.position + i], out[i * map.stride[1] + p]);
     }
   }
 }
