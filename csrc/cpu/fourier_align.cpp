@@ -153,17 +153,18 @@ void compare_columns(const FourierArguments& layer, const Prepared<A>& prepared,
                                                                                           prefetcher, sum);
 }
 
-// The gradient takes the student's place.
+// `tile` may be where the student is, and may become the gradient.
 template <class A>
 void align_lanes(const FourierArguments& layer, const Prepared<A>& prepared, const FourierScratch<A>& scratch,
-                 TileLanes<A> student, TileLanes<A> teacher, Prefetcher& prefetcher, DoubleSum<A>& sum) {
+                 TileLanes<A> student, TileLanes<A> teacher, TileLanes<A> tile, TileLanes<A> gradient,
+                 Prefetcher& prefetcher, DoubleSum<A>& sum) {
   const HalfSpectrum<A>& transform = prepared.transform;
   const bool complex = layer.compare == Compare::complex;
   if (complex) {
     const int64_t positions = layer.student.shape[2] * layer.student.shape[3];
-    for (int64_t p = 0; p < positions; ++p) student.store(p, student.load(p) - teacher.load(p));
+    for (int64_t p = 0; p < positions; ++p) tile.store(p, student.load(p) - teacher.load(p));
   }
-  transform.rows_forward(student, scratch.s, scratch.work, prefetcher);
+  transform.rows_forward(complex ? tile : student, scratch.s, scratch.work, prefetcher);
   if (!complex || layer.spectra != nullptr) transform.rows_forward(teacher, scratch.t, scratch.work, prefetcher);
   switch (layer.compare) {
     case Compare::complex: compare_columns<A, Compare::complex>(layer, prepared, scratch, prefetcher, sum); break;
@@ -173,7 +174,7 @@ void align_lanes(const FourierArguments& layer, const Prepared<A>& prepared, con
       break;
   }
   if (layer.gradient.data == nullptr) return;
-  transform.rows_adjoint(scratch.s, A(prepared.gradient_scale), student, scratch.work, prefetcher);
+  transform.rows_adjoint(scratch.s, A(prepared.gradient_scale), gradient, scratch.work, prefetcher);
 }
 
 // --- A block of channels of an image ---
@@ -210,10 +211,11 @@ double align_block(const FourierArguments& layer, const Prepared<A>& prepared, c
   const HalfSpectrum<A>& transform = prepared.transform;
   const int64_t positions = layer.student.shape[2] * layer.student.shape[3];
   const TileShape<A> shape = TileShape<A>::apart(padded<A>(block.channels), positions);
-  load_tile<A>(layer.student, cut.width, block, scratch.student, shape);
-  load_tile<A>(layer.teacher, cut.width, block, scratch.teacher, shape);
+  const BlockLanes<A> student = load_lanes<A>(layer.student, cut.width, block, scratch.student, shape);
+  const BlockLanes<A> teacher = load_lanes<A>(layer.teacher, cut.width, block, scratch.teacher, shape);
+  const BlockLanes<A> gradient(layer.gradient, cut.width, block, scratch.student, shape);
   DoubleSum<A> sum;
-  const int64_t vectors = shape.lanes / kWidth<A>;
+  const int64_t vectors = divide_up(block.channels, kWidth<A>);
   Prefetcher prefetcher;  // of the next block
   if (next != nullptr) {
     prefetcher.add(layer.student, cut.width, *next);
@@ -222,14 +224,14 @@ double align_block(const FourierArguments& layer, const Prepared<A>& prepared, c
     prefetcher.divide(vectors * 3 * (transform.height() + transform.columns()));  // rows and columns, thrice
   }
   for (int64_t v = 0; v < vectors; ++v) {
-    align_lanes<A>(layer, prepared, scratch, {scratch.student + v * shape.vector}, {scratch.teacher + v * shape.vector},
-                   prefetcher, sum);
+    const TileLanes<A> tile{scratch.student + v * shape.vector, shape.position};
+    align_lanes<A>(layer, prepared, scratch, student[v], teacher[v], tile, gradient[v], prefetcher, sum);
     if (spectra != nullptr && ++pending == kTermsInFloat) {
       flush_magnitudes(prepared, scratch, spectra);
       pending = 0;
     }
   }
-  if (layer.gradient.data != nullptr) {
+  if (layer.gradient.data != nullptr && !gradient.in_map()) {
     const bool pooled_student = layer.student.shape[1] > cut.width;
     const auto store = [&](auto number) {
       using T = decltype(number);

@@ -1,8 +1,8 @@
 // rfft2 of a vector of planes, a lane for each, and its adjoint.
 //
-// A tile holds positions of some lanes; the half spectrum of a vector of its lanes is [H][W//2+1] complex vectors, of
-// which the columns are transformed one by one, so that what is done to a column's bins finds them in the first-level
-// cache, for planes of any size.
+// A tile, or a map, holds positions of some lanes; the half spectrum of a vector of lanes is [H][W//2+1] complex
+// vectors, of which the columns are transformed one by one, so that what is done to a column's bins finds them in the
+// first-level cache, for planes of any size.
 #pragma once
 
 #include <optional>
@@ -11,18 +11,11 @@
 #include "common/fourier_compare.h"
 #include "cpu/prefetch.h"
 #include "cpu/simd.h"
+#include "cpu/tile_lanes.h"
 
 namespace skd {
 namespace SKD_ISA {
 namespace {
-
-// A vector of lanes of a tile, from position to position.
-template <class A>
-struct TileLanes {
-  A* data;
-  SKD_INLINE Vector<A> load(int64_t position) const { return Access<A, A>::load(data + position * kWidth<A>); }
-  SKD_INLINE void store(int64_t position, Vector<A> v) const { Access<A, A>::store(data + position * kWidth<A>, v); }
-};
 
 // --- Lengths with a codelet ---
 

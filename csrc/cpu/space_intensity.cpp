@@ -73,15 +73,15 @@ void SpaceIntensity<A>::add(const IntensityArguments& x, int64_t first_image, in
   for (int64_t group = first; group < last; ++group) {
     const Block block = block_of(group);
     const TileShape<A> shape = TileShape<A>::apart(padded<A>(block.channels), height * x.map.shape[3]);
-    load_tile<A>(x.map, channels, block, scratch.tile, shape);
-    const int64_t vectors = shape.lanes / kWidth<A>;
+    const BlockLanes<A> lanes = load_lanes<A>(x.map, channels, block, scratch.tile, shape);
+    const int64_t vectors = divide_up(block.channels, kWidth<A>);
     Prefetcher prefetcher;  // of the next tile
     if (group + 1 < last) {
       prefetcher.add(x.map, channels, block_of(group + 1));
       prefetcher.divide(vectors * (height + transform.columns()));
     }
     for (int64_t v = 0; v < vectors; ++v) {
-      transform.rows_forward({scratch.tile + v * shape.vector}, scratch.bins, scratch.work, prefetcher);
+      transform.rows_forward(lanes[v], scratch.bins, scratch.work, prefetcher);
       for (int64_t k = 0; k < transform.columns(); ++k) {
         prefetcher.step();
         transform.column_forward(scratch.bins, k, scratch.column, scratch.work);
