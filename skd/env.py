@@ -124,7 +124,7 @@ def kernel_threads() -> str:
     extension = backends.load("cpu")
     if isinstance(extension, str):
         return f"none: {extension}"
-    return "PyTorch's" if extension.shares_threads() else "their own (this PyTorch has no OpenMP to share)"
+    return "PyTorch's" if extension.shares_threads() else "their own"
 
 
 def version() -> str:

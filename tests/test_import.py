@@ -56,6 +56,25 @@ def test_a_forked_child_computes_with_threads_of_its_own():
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork before skd is loaded is not noticed")
+@pytest.mark.parametrize("imported", ["in the parent", "in the child"])
+def test_a_child_forked_before_the_first_call_does_not_wait_for_threads_it_lost(imported):
+    if backends.backends()["cpu"] is not True:
+        pytest.skip("no compiled CPU kernels in this installation")
+    run(
+        ("import skd\n" if imported == "in the parent" else "") + "import os, signal, torch\n"
+        "torch.set_num_threads(2)\n"
+        "s, t = torch.randn(32, 64, 14, 14), torch.randn(32, 64, 14, 14)\n"
+        "(s * t).sum(); (s @ t.mT).sum()\n"  # PyTorch begins its threads
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(60)\n"
+        "    import skd\n"
+        "    os._exit(0 if skd.spectral_loss(s, t, backend='cpu').isfinite() else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0"
+    )
+
+
 def test_a_child_forked_from_a_busy_process_still_has_a_pool():
     if backends.backends()["cpu"] is not True:
         pytest.skip("no compiled CPU kernels in this installation")
@@ -79,7 +98,9 @@ def test_a_child_forked_from_a_busy_process_still_has_a_pool():
     )
 
 
-@pytest.mark.skipif(not pathlib.Path("/proc/self/task").is_dir(), reason="the system does not list threads")
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/thread-self/schedstat").exists(), reason="the system does not count threads' time"
+)
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="on one core a second thread may come too late")
 @pytest.mark.parametrize(
     "call",
@@ -107,7 +128,7 @@ def test_a_call_runs_on_pytorchs_threads_and_begins_none(call):
         "while time.monotonic() < begin + 0.5: call()\n"
         "after = busy()\n"
         "assert before.keys() == after.keys()\n"
-        "assert sum(after[task] - before[task] > 5e7 for task in after) == 2, (before, after)"
+        "assert sum(after[task] - before[task] > 1e7 for task in after) == 2, (before, after)"
     )
 
 

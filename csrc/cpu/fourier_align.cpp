@@ -18,8 +18,8 @@ namespace skd {
 namespace SKD_ISA {
 namespace {
 
-// A map's tile, if more than a line of lanes fits. Both maps' and what they were read from stay in the second-level
-// cache, beside the next block's memory.
+// The most bytes of a map's tile, unless a single line of lanes has more: both maps' tiles and what they were read from
+// are to stay in the second-level cache, beside the next block's memory.
 constexpr int64_t kTileBytes = 25 << 10;
 constexpr int64_t kUnitsInItem = 8;
 constexpr int64_t kFewItems = 16;   // that are still enough for many threads

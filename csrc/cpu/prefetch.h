@@ -35,13 +35,13 @@ class Prefetcher {
   }
 
   // Contiguous pieces of memory, in rows of pieces.
-  struct Part {
+  struct Region {
     const char* begin;
     int64_t piece, count[2], step[2];  // in bytes; the second count and step are of the rows
   };
-  void add(const Part& part) {
-    parts_[count_] = part;
-    lines_ += part.count[0] * part.count[1] * divide_up(part.piece, kLine);
+  void add(const Region& region) {
+    regions_[count_] = region;
+    lines_ += region.count[0] * region.count[1] * divide_up(region.piece, kLine);
     if (count_++ == 0) begin_piece();
   }
 
@@ -60,22 +60,22 @@ class Prefetcher {
   static constexpr int64_t kLine = 64;
 
   void next_piece() {
-    const Part* part = &parts_[part_];
-    if (++index_[0] == part->count[0]) index_[0] = 0, ++index_[1];
-    if (index_[1] == part->count[1]) {
-      if (++part_ == count_) return;
+    const Region* region = &regions_[region_];
+    if (++index_[0] == region->count[0]) index_[0] = 0, ++index_[1];
+    if (index_[1] == region->count[1]) {
+      if (++region_ == count_) return;
       index_[0] = index_[1] = 0;
     }
     begin_piece();
   }
   void begin_piece() {
-    const Part& part = parts_[part_];
-    at_ = part.begin + index_[0] * part.step[0] + index_[1] * part.step[1];
-    end_ = at_ + part.piece;
+    const Region& region = regions_[region_];
+    at_ = region.begin + index_[0] * region.step[0] + index_[1] * region.step[1];
+    end_ = at_ + region.piece;
   }
 
-  Part parts_[3];
-  int count_ = 0, part_ = 0;
+  Region regions_[3];
+  int count_ = 0, region_ = 0;
   int64_t index_[2] = {0, 0};
   const char *at_ = nullptr, *end_ = nullptr;
   int64_t lines_ = 0, lines_in_step_ = 0;

@@ -3,6 +3,10 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+#include <fstream>
+#include <limits>
+#include <string>
+
 namespace skd {
 namespace {
 
@@ -16,7 +20,19 @@ GompParallel find_gomp_parallel() {
   return torch == nullptr ? nullptr : reinterpret_cast<GompParallel>(dlsym(torch, "GOMP_parallel"));
 }
 
-bool is_forked = false;
+// Whether this process was forked and has not begun a program of its own since. Its parent may have used OpenMP.
+bool was_forked_before_loading() {
+  constexpr unsigned long kForkedButNotExecuted = 0x40;  // PF_FORKNOEXEC
+  std::ifstream file("/proc/self/stat");
+  file.ignore(std::numeric_limits<std::streamsize>::max(), ')');  // the number, and the name in parentheses
+  std::string state;
+  long parent, group, session, terminal, terminal_group;
+  unsigned long flags = 0;
+  file >> state >> parent >> group >> session >> terminal >> terminal_group >> flags;
+  return !file || (flags & kForkedButNotExecuted) != 0;
+}
+
+bool is_forked = was_forked_before_loading();
 const int watching_forks = pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
 
 GompParallel gomp_parallel() {

@@ -8,7 +8,8 @@
 
 namespace skd {
 
-// Whether PyTorch has threads that this process can use: not in a child of fork(), where OpenMP's are lost.
+// Whether PyTorch has threads that this process can use: not in a child of fork(), where OpenMP's may be lost, and only
+// on Linux.
 bool pytorch_has_threads();
 
 // Calls work() on all of them, this one included, and waits for all; as many as torch.get_num_threads() says. False if

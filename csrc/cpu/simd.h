@@ -36,8 +36,8 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// What goes across lanes or reads at any address takes vectors of 32 bytes at most: on Zen 4, transposing larger ones,
-// from rows that begin anywhere in a line, takes twice as long.
+// Vectors to transpose planes with, of 32 bytes at most: on Zen 4 it takes twice as long with larger ones, from rows
+// that begin anywhere in a line.
 constexpr int kPartBytes = kVectorBytes < 32 ? kVectorBytes : 32;
 
 template <class A, int kBytes = kVectorBytes>
@@ -97,14 +97,14 @@ inline void store_halves(float16* p, VectorOf<float, 64>::type v) {
 template <class V, class T>
 struct VectorAccess {
   typedef Element<V> A;
-  static constexpr int kLanes = int(sizeof(V) / sizeof(A));
+  static constexpr int kNumbers = int(sizeof(V) / sizeof(A));
 #if defined(__F16C__)
   static constexpr bool kHasHalves = true;
 #else
   static constexpr bool kHasHalves = false;
 #endif
-  typedef typename VectorOf<uint32_t, 4 * kLanes>::type Bits;
-  typedef typename VectorOf<uint16_t, 2 * kLanes>::type Upper;
+  typedef typename VectorOf<uint32_t, 4 * kNumbers>::type Bits;
+  typedef typename VectorOf<uint16_t, 2 * kNumbers>::type Upper;
 
   static inline V load(const T* p) {
     V v;
@@ -115,7 +115,7 @@ struct VectorAccess {
     } else if constexpr (std::is_same<A, float>::value && std::is_same<T, float16>::value && kHasHalves) {
       load_halves(p, v);
     } else {
-      for (int i = 0; i < kLanes; ++i) v[i] = A(to_float(p[i]));
+      for (int i = 0; i < kNumbers; ++i) v[i] = A(to_float(p[i]));
     }
     return v;
   }
@@ -133,7 +133,7 @@ struct VectorAccess {
     } else if constexpr (std::is_same<A, float>::value && std::is_same<T, float16>::value && kHasHalves) {
       store_halves(p, v);
     } else {
-      for (int i = 0; i < kLanes; ++i) from_float(v[i], p[i]);
+      for (int i = 0; i < kNumbers; ++i) from_float(v[i], p[i]);
     }
   }
 };
@@ -330,8 +330,9 @@ inline void transpose(V* rows) {
 }
 
 #if defined(__AVX2__)
-// Four vectors, `step` apart, transposed: every lane's numbers to an address of its own, `apart` from each other. Half
-// the shuffles of square blocks, and no write across two lines if these addresses are multiples of 16 bytes.
+// Four vectors of 32 bytes, `step` apart, transposed: every lane's numbers to an address of its own, `apart` from each
+// other. Two thirds of the shuffles of square blocks, and no write across two lines if these addresses are multiples of
+// 16 bytes.
 inline void store_transposed_fours(const float* vectors, int64_t step, float* out, int64_t apart) {
   __m256 rows[4], four[4];
   for (int i = 0; i < 4; ++i) rows[i] = _mm256_loadu_ps(vectors + i * step);
