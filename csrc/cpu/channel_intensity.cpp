@@ -138,8 +138,8 @@ void add_any(const ChannelIntensity<A>& pool, const PositionVectors<A>& vectors,
 // Moves the sums of a few vectors to where they do not drift.
 template <class A>
 void flush_any(Vector<A>* magnitudes, int64_t bins, double* sums) {
-  for (int64_t k = 0; k < bins; ++k) sums[k] += sum_of_lanes<A>(magnitudes[k]);
-  clear<A>(magnitudes, bins);
+  for (int64_t k = 0; k < bins; ++k) sums[k] += sum_of_lanes(magnitudes[k]);
+  clear(magnitudes, bins);
 }
 
 // --- For numbers of channels that have a spectrum ---
@@ -194,8 +194,8 @@ inline void flush_fast(Vector<float>* magnitudes, const std::vector<int>& bin, d
     const Vector<float> sum = sums_of_lanes<float>(magnitudes + i);
     for (size_t lane = 0; lane < n; ++lane) sums[bin[i + lane]] += double(sum[lane]);
   }
-  for (; i < bin.size(); ++i) sums[bin[i]] += sum_of_lanes<float>(magnitudes[i]);
-  clear<float>(magnitudes, int64_t(bin.size()));
+  for (; i < bin.size(); ++i) sums[bin[i]] += sum_of_lanes(magnitudes[i]);
+  clear(magnitudes, int64_t(bin.size()));
 }
 
 // --- The interface ---
@@ -215,7 +215,7 @@ void ChannelIntensity<A>::add(const IntensityArguments& x, int64_t first_image, 
           flush_fast(scratch.magnitudes, spectrum->bins(), sums);
           continue;
         }
-        clear<A>(scratch.magnitudes, x.bins());  // once more, the other way
+        clear(scratch.magnitudes, x.bins());  // once more, the other way
       }
     }
     add_any(*this, vectors, x.map, range, scratch);

@@ -15,7 +15,7 @@ struct BinColumn {
   Bin* student;        // with Compare::complex, the difference; becomes the gradient
   const Bin* teacher;  // not used by Compare::complex without magnitudes
   const A* weights;
-  Vector<A>* magnitudes[2];  // where those of student and teacher are added, or null
+  Part<A>* magnitudes[2];  // where those of student and teacher are added, or null
 };
 
 // The same for all columns of a layer.
@@ -64,8 +64,8 @@ void compare_column(const BinColumn<A>& column, Comparison<A> with, Vector<A> la
       weight *= along;
       column.student[i] = {direction.re * weight, direction.im * weight};
       if (kMagnitudes) {
-        column.magnitudes[0][i] += student;
-        column.magnitudes[1][i] += teacher;
+        column.magnitudes[0][i] += folded<A>(student);
+        column.magnitudes[1][i] += folded<A>(teacher);
       }
     };
     const int64_t last = column.bins - first < kTermsInFloat ? column.bins : first + kTermsInFloat;

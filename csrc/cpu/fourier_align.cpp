@@ -86,8 +86,8 @@ struct FourierScratch {
   typedef Complex<Vector<A>> Bin;
   A *student, *teacher;
   Bin *s, *t, *work;
-  Bin* columns[2];           // transformed, of student and teacher; all of them where all are needed at once, else one
-  Vector<A>* magnitudes[2];  // [columns][height], sums over the vectors of some blocks
+  Bin* columns[2];         // transformed, of student and teacher; all of them where all are needed at once, else one
+  Part<A>* magnitudes[2];  // [columns][height], sums over the vectors of some blocks
   size_t bytes;
 
   FourierScratch(const FourierArguments& layer, const FourierCut<A>& cut, const HalfSpectrum<A>& transform,
@@ -255,7 +255,7 @@ double run_as(const FourierLayer& layer, int64_t item, bool goes_on, void* memor
   const int64_t last = (item + 1) * cut.units / cut.items;
   int64_t pending = 0;  // vectors whose magnitudes are not in the spectra yet
   for (int map = 0; spectra != nullptr && map < 2; ++map) {
-    std::fill_n(scratch.magnitudes[map], prepared.transform.size(), Vector<A>{});
+    std::fill_n(scratch.magnitudes[map], prepared.transform.size(), Part<A>{});
   }
   for (int64_t unit = item * cut.units / cut.items; unit < last; ++unit) {
     const Block block = block_of(unit), next = block_of(unit + 1);

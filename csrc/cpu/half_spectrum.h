@@ -177,14 +177,15 @@ class HalfSpectrum {
   bool is_halved(int64_t column) const { return real_columns_are_halved_ && !is_inner(int(column), int(width_)); }
   int64_t bins_in_column(int64_t column) const { return is_halved(column) ? height_ / 2 + 1 : height_; }
 
-  // Moves sums over planes, [columns][height], a lane for each, to `sums`, [height][columns], where they do not drift.
-  void move_sums(Vector<A>* of_lanes, double scale, double* sums) const {
+  // Moves sums over planes, [columns][height] of some lanes each, to `sums`, [height][columns], where they do not
+  // drift.
+  void move_sums(Part<A>* of_lanes, double scale, double* sums) const {
     for (int64_t k = 0; k < columns(); ++k, of_lanes += height_) {
       for (int64_t h = 0; h < bins_in_column(k); ++h) {
-        const double sum = sum_of_lanes<A>(of_lanes[h]) * scale;
+        const double sum = sum_of_lanes(of_lanes[h]) * scale;
         sums[h * columns() + k] += sum;
         if (is_halved(k) && is_inner(int(h), int(height_))) sums[(height_ - h) * columns() + k] += sum;
-        of_lanes[h] = Vector<A>{};
+        of_lanes[h] = Part<A>{};
       }
     }
   }

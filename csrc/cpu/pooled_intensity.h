@@ -14,9 +14,9 @@ namespace {
 // Of the images that are averaged, each with sums of its own: more threads than these have nothing to do.
 constexpr int64_t kMostParts = 16;
 
-template <class A>
-void clear(Vector<A>* magnitudes, int64_t bins) {
-  for (int64_t k = 0; k < bins; ++k) magnitudes[k] = Vector<A>{};
+template <class V>
+void clear(V* magnitudes, int64_t bins) {
+  for (int64_t k = 0; k < bins; ++k) magnitudes[k] = V{};
 }
 
 // Pool<A> is what one shape needs. It has
@@ -77,7 +77,7 @@ class PooledIntensity {
                      int64_t part, void* memory, double* sums) {
     const auto& pool = *static_cast<const Pool<A>*>(prepared);
     const typename Pool<A>::Scratch scratch(x, pool, memory);
-    clear<A>(scratch.magnitudes, x.bins());
+    clear(scratch.magnitudes, x.bins());
     const int64_t groups = Pool<A>::groups(x, images), parts = Pool<A>::parts(groups);
     pool.add(x, first_image, images, part * groups / parts, (part + 1) * groups / parts, scratch, sums);
   }

@@ -259,25 +259,39 @@ class DoubleSum {
     for (int i = 0; i < lanes; ++i) sum += lane(i);
     return sum;
   }
-  // The same of all lanes, in another order.
-  inline double folded() const {
-    Vector<double> sum = parts_[0];
-    for (int i = 1; i < kParts; ++i) sum += parts_[i];
-    double total = 0;
-    for (int i = 0; i < kWidth<double>; ++i) total += sum[i];
-    return total;
-  }
 
  private:
   static constexpr int kParts = int(sizeof(double) / sizeof(A));
   Vector<double> parts_[kParts] = {};
 };
 
+// In halves, then halves of these.
+template <int n>
+inline double sum_of_doubles(const typename VectorOf<double, n * 8>::type& v) {
+  if constexpr (n == 2) {
+    return v[0] + v[1];
+  } else {
+    typename VectorOf<double, n * 4>::type halves[2];
+    __builtin_memcpy(halves, &v, sizeof v);
+    return sum_of_doubles<n / 2>(halves[0] + halves[1]);
+  }
+}
+template <class V>
+inline double sum_of_lanes(V v) {
+  constexpr int n = int(sizeof(V) / sizeof(Element<V>));
+  return sum_of_doubles<n>(__builtin_convertvector(v, typename VectorOf<double, n * 8>::type));
+}
+
+// As many sums of a vector's lanes as a part has.
 template <class A>
-inline double sum_of_lanes(Vector<A> v) {
-  DoubleSum<A> sum;
-  sum.add(v);
-  return sum.folded();
+inline Part<A> folded(Vector<A> v) {
+  if constexpr (kPartBytes == kVectorBytes) {
+    return v;
+  } else {
+    Part<A> halves[2];
+    __builtin_memcpy(halves, &v, sizeof v);
+    return halves[0] + halves[1];
+  }
 }
 
 #if defined(__AVX2__)

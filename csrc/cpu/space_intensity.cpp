@@ -47,7 +47,7 @@ template <class A>
 struct SpaceScratch {
   A* tile;
   Complex<Vector<A>>*bins, *column, *work;
-  Vector<A>* magnitudes;
+  Part<A>* magnitudes;
   size_t bytes;
 
   SpaceScratch(const IntensityArguments& x, const SpaceIntensity<A>& pool, void* memory) {
@@ -85,9 +85,9 @@ void SpaceIntensity<A>::add(const IntensityArguments& x, int64_t first_image, in
       for (int64_t k = 0; k < transform.columns(); ++k) {
         prefetcher.step();
         transform.column_forward(scratch.bins, k, scratch.column, scratch.work);
-        Vector<A>* const magnitudes = scratch.magnitudes + k * height;
+        Part<A>* const magnitudes = scratch.magnitudes + k * height;
         for (int64_t h = 0; h < transform.bins_in_column(k); ++h)
-          magnitudes[h] += Functions<Vector<A>>::magnitude(scratch.column[h]);
+          magnitudes[h] += folded<A>(Functions<Vector<A>>::magnitude(scratch.column[h]));
       }
       if ((v + 1) % kTermsInFloat == 0 || v + 1 == vectors) transform.move_sums(scratch.magnitudes, 1, sums);
     }
