@@ -10,9 +10,8 @@ import pytest
 from skd.ops import backends
 
 
-def run(code: str, **environment: str) -> str:
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment)
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
